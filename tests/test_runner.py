@@ -1,0 +1,208 @@
+"""The runner finds what papermill lets pass, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import pytest
+
+from xgblora_lab.parameters import check_parameters, parameters_of
+from xgblora_lab.runner import NotebookError, run_notebook
+
+PARAMETERS = """\
+profile: str = "laptop"  # "ci" | "laptop" | "classroom"
+rounds: int = 3  # how many
+rate: float = 0.1
+names: list = ["a"]
+seed: int | None = None
+flag: bool = False
+untyped = 5
+"""
+
+
+def write(path: Path, *cells: str, parameters: str | None = None, kernel: str = "python3") -> Path:
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": kernel, "display_name": kernel}})
+    if parameters:
+        notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Path:
+    return write(tmp_path / "declared.ipynb", "print(rounds)", parameters=PARAMETERS)
+
+
+def test_parameters_are_listed_with_type_default_and_help(declared: Path) -> None:
+    found = parameters_of(declared)
+    assert list(found) == ["profile", "rounds", "rate", "names", "seed", "flag", "untyped"]
+    assert found["rounds"] == {"type": "int", "default": "3", "help": "how many"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("rounds", "9", 9),
+        ("rate", "1e-3", 1e-3),
+        ("rate", 2, 2.0),
+        ("names", "['b', 'c']", ["b", "c"]),
+        ("names", ["d"], ["d"]),
+        ("seed", "none", None),
+        ("seed", "7", 7),
+        ("flag", "true", True),
+        ("flag", False, False),
+        ("untyped", "6", 6),
+        ("profile", "ci", "ci"),
+    ],
+)
+def test_text_is_read_as_the_declared_type(declared: Path, name: str, text: Any, value: Any) -> None:
+    read = check_parameters(declared, {name: text})[name]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("rouds", "9", r"no parameter rouds; it has profile \(str.*rounds \(int, default 3\)"),
+        ("rounds", "many", "parameter rounds of declared.ipynb is int; 'many' is not"),
+        ("rounds", True, "is int; True is not"),
+        ("rounds", 2.5, "is int; 2.5 is not"),
+        ("seed", "x", "is int or None; 'x' is not"),
+        ("names", "3", "is list; '3' is not"),
+        ("flag", "perhaps", "is bool"),
+        ("profile", "huge", "choose one of ci, laptop, classroom"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_a_sentence(declared: Path, name: str, text: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        run_notebook(declared, {name: text}, progress=False)
+
+
+def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        run_notebook(tmp_path / "none.ipynb")
+    (tmp_path / "a.py").write_text("1")
+    with pytest.raises(ValueError, match=r"ends in \.ipynb"):
+        run_notebook(tmp_path / "a.py")
+    foreign = nbformat.v4.new_notebook(metadata={"language_info": {"name": "R"}})
+    nbformat.write(foreign, tmp_path / "r.ipynb")
+    with pytest.raises(ValueError, match="written in R"):
+        run_notebook(tmp_path / "r.ipynb")
+
+
+def test_parameters_arrive_in_this_interpreter_whatever_kernel_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "a {b} c"
+    folder.mkdir()
+    path = write(
+        folder / "n.ipynb", "import sys\n(rounds, sys.executable)", parameters=PARAMETERS, kernel="julia"
+    )
+    before = path.read_bytes()
+    out = tmp_path / "deep" / "out.ipynb"
+    result = run_notebook(path, {"rounds": "9"}, output=out, progress=False)
+    assert result.notebook.cells[-1].outputs[0].data["text/plain"] == str((9, sys.executable))
+    assert path.read_bytes() == before
+    assert nbformat.read(out, as_version=4) == result.notebook
+    assert str(tmp_path) not in out.read_text()
+    assert [p.name for p in out.parent.iterdir()] == ["out.ipynb"]
+
+
+def test_a_slow_cell_is_named_and_stopped(tmp_path: Path) -> None:
+    path = write(tmp_path / "slow.ipynb", "1", "import time\ntime.sleep(60)", "2")
+    with pytest.raises(
+        NotebookError, match=r"slow.ipynb, cell `import time`: took longer than 1 seconds"
+    ) as caught:
+        run_notebook(path, timeout=1, progress=False)
+    assert caught.value.cell == 1
+
+
+def test_a_failing_cell_is_named_and_the_old_output_stays(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.ipynb", "print('before')", "x = 1\nraise KeyError('gone')")
+    out = tmp_path / "out.ipynb"
+    out.write_text("older result")
+    with pytest.raises(NotebookError, match="cell `x = 1`: KeyError: 'gone'") as caught:
+        run_notebook(path, output=out, html=tmp_path / "out.html", progress=False)
+    assert "raise KeyError" in caught.value.traceback
+    assert "\x1b" not in caught.value.traceback
+    assert out.read_text() == "older result"
+    assert not (tmp_path / "out.html").exists()
+    assert "before" in (tmp_path / "out.failed.ipynb").read_text()
+
+
+SLIDER = "import ipywidgets as w\ns, out = w.IntSlider(), w.Output()\n"
+BROKEN = {
+    "with Output()": SLIDER
+    + "def f(change):\n    with out:\n        raise ValueError('broken callback')\n"
+    + "s.observe(f, 'value')\nw.VBox([s, w.HBox([out])])",
+    "capture": SLIDER
+    + "@out.capture()\ndef f(change):\n    raise ValueError('broken callback')\n"
+    + "s.observe(f, 'value')\nw.VBox([s, w.HBox([out])])",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_error_hidden_in_a_widget_is_found(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "widget.ipynb", BROKEN[kind], "s.value = 3")
+    papermill.execute_notebook(str(path), None, kernel_name="python3", progress_bar=False)  # passes
+    with pytest.raises(
+        NotebookError, match="hidden in a widget's output: ValueError: broken callback"
+    ) as caught:
+        run_notebook(path, progress=False)
+    assert caught.value.cell == 0
+
+
+def test_a_healthy_widget_passes_and_its_state_is_dropped(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "widget.ipynb", BROKEN["capture"].replace("raise ValueError", "print"), "s.value = 3"
+    )
+    result = run_notebook(path, output=tmp_path / "out.ipynb", progress=False)
+    assert "widgets" not in result.notebook.metadata
+    assert "widget-view" not in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_thread_that_fails_is_found(tmp_path: Path) -> None:
+    cell = "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start(); t.join()"
+    path = write(tmp_path / "thread.ipynb", cell, "1")
+    with pytest.raises(NotebookError, match=r"thread or task failed.*ZeroDivisionError"):
+        run_notebook(path, progress=False)
+
+
+FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 3, 2]), {{'title': 'plot {0}'}})"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    path = write(folder / "plots.ipynb", FIGURE.format(1), FIGURE.format(2) + ".show()")
+    run_notebook(path, output=folder / "out.ipynb", html=folder / "out.html", progress=False)
+    return folder / "out.html"
+
+
+def test_the_page_holds_the_plots_and_one_copy_of_plotly_js(page: Path) -> None:
+    html = page.read_text()
+    assert html.count('class="plotly-graph-div"') == 2
+    assert 4e6 < len(html) < 7e6  # one plotly.js, not two
+    fetched = re.findall(r'<script[^>]* src="(http[^"]*)"', html)
+    assert all("mathjax" in address for address in fetched)  # formulas alone need a network
+    assert len((page.parent / "out.ipynb").read_text()) < 100_000
+
+
+@pytest.mark.browser
+def test_the_plots_are_visible_in_a_browser_without_a_network(page: Path, browser: Any) -> None:
+    tab = browser.new_page()
+    tab.route("http://**", lambda route: route.abort())
+    tab.route("https://**", lambda route: route.abort())
+    tab.goto(page.as_uri(), wait_until="load")
+    tab.wait_for_selector(".scatterlayer .trace path.js-line", timeout=30_000, state="attached")
+    assert tab.locator(".scatterlayer .trace").count() == 2
+    boxes = tab.locator(".plot-container .scatterlayer .trace").evaluate_all(
+        "traces => traces.map(t => t.getBoundingClientRect().width)"
+    )
+    assert min(boxes) > 100
+    tab.close()

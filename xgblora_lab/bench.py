@@ -1,0 +1,592 @@
+"""The one loop: every method runs its rounds here and leaves the same record.
+
+A round is: choose modules and set up (method), κ optimizer steps, merge, measure, record. Two seeds decide
+everything: `data_seed` the order of the examples, `seed` the choice of modules, initialisations and dropout.
+A round depends on these, its number and the weights before it, which makes rewinding and resuming exact.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.adapters import dense_weight, find_modules, head_parameters, weight_shape
+from xgblora_lab.ensemble import Ensemble, load_tensors, replaced_folder
+from xgblora_lab.hooks import Checkpoint, Hook
+from xgblora_lab.methods.base import Method, adamw, load_optimizer_tensors, optimizer_tensors
+from xgblora_lab.records import History, Round
+from xgblora_lab.trainer import Batch, Trainer, seed_dropout, state_bytes
+from xgblora_lab.weights import LiveWeights
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from xgblora_lab.tasks import Task
+
+T = TypeVar("T")
+_open_benches: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Bench]] = weakref.WeakKeyDictionary()
+
+
+class Bench:
+    """A model, a task and a method, stepped round by round.
+
+    model: any `nn.Module` with linear maps; it is frozen, and put back to its base by `close()`. A model
+        belongs to one bench at a time: a new bench on it closes the old one first.
+    task: what is trained on (`load_task`, `planted`, or any object with the members of `tasks.Task`).
+    method: a `Method`; a copy is used.
+    steps: K, the planned optimizer steps. Schedules decay over them and `run()` ends there.
+    batch_size: examples per optimizer step and process. accumulation: micro-batches it is split into.
+    targets: the linear maps to adapt (`adapters.find_modules`).
+    probe_size: examples of the fixed probe batch, the first of dev (of train where there is no dev); 0
+        leaves out all measuring beside the steps.
+    hooks: observers (`hooks.py`) for the bench's whole life.
+    accelerator: an `accelerate.Accelerator` for device, mixed precision and several processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        method: Method,
+        *,
+        steps: int = 400,
+        batch_size: int = 16,
+        accumulation: int = 1,
+        targets: str | Sequence[str] = "all-linear",
+        seed: int = 0,
+        data_seed: int = 0,
+        probe_size: int = 32,
+        hooks: Sequence[Hook] = (),
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        for option, value in (("steps", steps), ("batch_size", batch_size), ("accumulation", accumulation)):
+            if value < 1:
+                raise ValueError(f"{option} must be at least 1, got {value}.")
+        if model in _open_benches and (other := _open_benches[model]()) is not None:
+            other.close()
+        self.model, self.task, self.method = model, task, copy(method)
+        self.steps, self.seed, self.probe_size = steps, seed, probe_size
+        self.targets = targets if isinstance(targets, str) else list(targets)
+        self.hooks = list(hooks)
+        self.accelerator = accelerator or Accelerator()
+        self.model.to(self.accelerator.device)
+        self.trainer = Trainer(model, task, self.accelerator, batch_size, accumulation, data_seed)
+
+        self.modules = find_modules(model, targets)
+        has_head = task.kind in ("classification", "regression")
+        self.head = head_parameters(model) if has_head else {}  # trained beside the method, by name
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.head.values():
+            parameter.requires_grad_(True)
+        self.weights = LiveWeights(self.modules)
+        shapes = {name: weight_shape(m) for name, m in self.modules.items()}
+        self.ensemble = Ensemble(shapes, self.method.additive)
+        self.history = History(self.method.name, self._settings())
+        self._head_before = {n: p.detach().to("cpu", copy=True) for n, p in self.head.items()}
+        self._head_optimizer = self._new_head_optimizer()
+        self._step = 0
+        self._extra_passes = 0
+        self._first_batch: list[Batch] = []  # of the present round
+        self._probe: list[Batch] | None = None
+        self._probe_loss: float | None = None  # of the present weights
+        self._running = False
+        self._interrupted = False  # inside a round that cannot be taken back
+        self._open = True
+        _open_benches[model] = weakref.ref(self)
+        self.method.start(self)
+        # What the ensemble does not hold, by rounds done:
+        self._states = {0: self.state()} if self.method.rewindable else {}
+
+    # Running
+
+    @property
+    def planned_rounds(self) -> int:
+        """T: rounds until the planned steps are done; the last may be shorter."""
+        return math.ceil(self.steps / self.method.steps_per_round)
+
+    def rounds(self, n: int | None = None) -> Iterator[Round]:
+        """Train and yield up to n more rounds (default: to the end of the plan), one at a time.
+
+        Stop taking from it at any time; going on later is the same as never having stopped. A hook that
+        returns something true from `on_round_end` ends it.
+        """
+        self._check_open()
+        if n is None:
+            n = max(0, self.planned_rounds - len(self.history))
+        hooks = list(self.hooks)
+        started: list[Hook] = []
+        try:
+            for hook in hooks:
+                started.append(hook)
+                hook.on_run_start(self)
+            for _ in range(n):
+                record = self._round(hooks)
+                stop = [hook.on_round_end(self, record) for hook in hooks]
+                yield record
+                if any(stop):
+                    break
+        finally:
+            for hook in started:
+                hook.on_run_end(self)
+
+    def step(self) -> Round:
+        """Train one round and return its record."""
+        (record,) = self.rounds(1)
+        return record
+
+    def run(self, n: int | None = None, progress: bool = True) -> History:
+        """Train up to n more rounds (default: to the end of the plan) behind a progress bar."""
+        from tqdm import tqdm
+
+        total = max(0, self.planned_rounds - len(self.history)) if n is None else n
+        quiet = not progress or not self.accelerator.is_main_process
+        with tqdm(total=total, desc=self.method.name, unit="round", disable=quiet) as bar:
+            for record in self.rounds(n):
+                bar.set_postfix(loss=f"{record.losses[-1]:.4f}", probe=f"{record.probe_after:.4f}")
+                bar.update()
+        return self.history
+
+    @contextmanager
+    def hooked(self, *hooks: Hook) -> Iterator[Bench]:
+        """Further hooks for the length of a `with` block; gone after it, whatever happened."""
+        self.hooks.extend(hooks)
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                self.hooks.remove(hook)
+
+    def _round(self, hooks: Sequence[Hook]) -> Round:
+        self._check_open()
+        if self._running:
+            raise RuntimeError("This bench is inside a round already; wait for it to end.")
+        index, first_step = len(self.history), self._step
+        device = self.accelerator.device
+        self._running = True
+        try:
+            with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+                record = self._fit(index, hooks)
+        except BaseException:
+            # Half a round is no round: go back to where it began, so that the bench stays usable.
+            self._step = first_step
+            if self.method.rewindable:
+                self._restore(index)
+            else:
+                self._interrupted = True
+            raise
+        finally:
+            self._running = False
+        return record
+
+    def _fit(self, index: int, hooks: Sequence[Hook]) -> Round:
+        began = time.perf_counter()
+        self._extra_passes = 0
+        self._first_batch = batches = self.trainer.batches(self._step)
+        probe_before = self._measure_probe()
+        modules = tuple(self.method.begin_round(self, index))
+        for hook in hooks:
+            hook.on_round_start(self, index)
+        parameters = list(self.method.trainable().values())
+        trained = [*parameters, *self.head.values()]
+        optimizer = self.method.make_optimizer(parameters)
+        left = self.steps - self._step
+        count = min(self.method.steps_per_round, left) if left > 0 else self.method.steps_per_round
+        losses, norms, rates, tokens = [], [], [], 0
+        self.model.train()
+        self._seed_dropout(index)
+        for i in range(count):
+            batches = self._first_batch if i == 0 else self.trainer.batches(self._step)
+            loss = self.trainer.backward(batches, trained)
+            self.method.after_backward(self)
+            rates.append(self.method.lr * self.method.rate(self._step, i, self.steps))
+            optimizers = {optimizer: rates[-1]}
+            if self._head_optimizer is not None:  # lives across rounds: a round's re-warm-up is not for it
+                factor = self.method.rate(self._step, self.steps, self.steps)
+                optimizers[self._head_optimizer] = self.method.head_lr * factor
+            norms.append(self.trainer.update(optimizers, trained, self.method.max_grad_norm))
+            self.method.after_step(self)
+            losses.append(loss)
+            tokens += sum(self.task.tokens(batch) for batch in batches)
+            self._step += 1
+            for hook in hooks:
+                hook.on_step(self, i, loss)
+        self.model.eval()
+        optimizer_bytes = state_bytes(list(optimizers))
+        boosters = self.method.end_round(self, index)
+        self.ensemble.append(boosters)
+        if self.method.additive:
+            self.weights.merge(boosters)
+        loss_after = self._measure_first_batch(index)
+        self._probe_loss = None
+        head = sum(p.numel() for p in self.head.values())
+        new = sum(p.numel() for p in parameters) if self.method.additive or not len(self.history) else 0
+        total = self.history[-1].total_parameters if len(self.history) else head
+        values = torch.stack([torch.stack(losses), torch.stack(norms).to(losses[0])]).tolist()
+        record = Round(
+            index=index,
+            method=self.method.name,
+            step=self._step,
+            modules=modules,
+            losses=tuple(values[0]),
+            learning_rates=tuple(rates),
+            gradient_norms=tuple(values[1]),
+            loss_before=values[0][0],
+            loss_after=loss_after,
+            probe_before=probe_before,
+            probe_after=self._measure_probe(),
+            tokens=int(self.trainer.summed(torch.tensor(tokens, device=self.accelerator.device))),
+            seconds=time.perf_counter() - began,
+            peak_parameters=sum(p.numel() for p in trained),
+            total_parameters=total + new,
+            optimizer_bytes=optimizer_bytes,
+            gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
+            extra_passes=self._extra_passes,
+            measurements={k: v for hook in hooks for k, v in (hook.measure(self) or {}).items()},
+        )
+        self.history.rounds.append(record)
+        if self.method.rewindable:
+            self._states[len(self.history)] = self.state()
+        return record
+
+    def probe_gradients(self) -> None:
+        """One forward-backward pass on the round's first batch without a step, for a method or a hook.
+
+        What hooks on modules saw is what counts: gradients of parameters are cleared again. Counted in the
+        record's `extra_passes`.
+        """
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained += [p for p in self.method.trainable().values() if p.requires_grad]
+        self.model.train()
+        self._seed_dropout(len(self.history))
+        self.trainer.backward(self._first_batch, trained)
+        for parameter in trained:
+            parameter.grad = None
+        self._extra_passes += 1
+
+    # Measuring
+
+    def _measure_first_batch(self, index: int) -> float:
+        """Loss after the round on its first batch, with the dropout masks that its first step saw."""
+        if not self.probe_size:
+            return math.nan
+        self.model.train()
+        self._seed_dropout(index)
+        loss = self.trainer.loss(self._first_batch)
+        self.model.eval()
+        return loss
+
+    def _measure_probe(self) -> float:
+        if not self.probe_size:
+            return math.nan
+        if self._probe is None:
+            split = "dev" if self.task.size("dev") else "train"
+            rows = range(min(self.probe_size, self.task.size(split)))
+            size = self.trainer.batch_size
+            self._probe = [self.task.batch(split, rows[i : i + size]) for i in rows[::size]]
+        if self._probe_loss is None:
+            self.model.eval()
+            self._probe_loss = self.trainer.loss(self._probe)
+        return self._probe_loss
+
+    def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
+        """The task's scores of the model as it is now."""
+        self._check_open()
+        with self.accelerator.autocast():
+            return self.task.evaluate(self.model, split, limit=limit)
+
+    def predict(self, split: str = "dev", limit: int | None = None) -> np.ndarray:
+        """The task's predictions of the model as it is now."""
+        self._check_open()
+        with self.accelerator.autocast():
+            return self.task.predict(self.model, split, limit=limit)
+
+    def update(self, name: str, upto: int | None = None) -> Tensor:
+        """The accumulated update ΔW (d, k) of a module after `upto` rounds (default: now), on the CPU."""
+        if self.method.rewindable:
+            return self.ensemble.update(name, upto)
+        if upto not in (None, len(self.history)):
+            raise ValueError(f"{self.method.name} keeps only its present update; leave `upto` out.")
+        base = self.weights.base(name)
+        live = dense_weight(self.modules[name]).detach().cpu()
+        return live.to(torch.promote_types(base.dtype, torch.float32)) - base
+
+    def spectrum(self, name: str, upto: int | None = None) -> Tensor:
+        """Singular values of the accumulated update, descending; from factors where the method has them."""
+        if self.method.rewindable:
+            return self.ensemble.spectrum(name, upto)
+        return torch.linalg.svdvals(self.update(name, upto))
+
+    # Looking back
+
+    @contextmanager
+    def at(self, rounds: int) -> Iterator[Bench]:
+        """The model as after `rounds` rounds, for the length of a `with` block."""
+        self._check_rounds(rounds, "look back at its rounds")
+        now = self.state()
+        with self.weights.kept():
+            try:
+                self._load(rounds)
+                yield self
+            finally:
+                self.load_state(now)
+
+    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[dict[str, float]]:
+        """Scores after every round, from round 0 (the base) to now, as a generator.
+
+        Between two values the model is as it was before the call.
+        """
+        return self._staged(lambda: self.evaluate(split, limit))
+
+    def staged_predict(self, split: str = "dev", limit: int | None = None) -> Iterator[np.ndarray]:
+        """Predictions after every round, as `staged_evaluate`; each array is a copy of its own."""
+        return self._staged(lambda: self.predict(split, limit).copy())
+
+    def _staged(self, look: Callable[[], T]) -> Iterator[T]:
+        for t in range(len(self.history) + 1):
+            with self.at(t):
+                value = look()
+            yield value
+
+    def left_out(
+        self, split: str = "dev", limit: int | None = None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """(round, scores without that round's boosters) for every round; the others stay as they are."""
+        self._check_open()
+        if not self.method.additive:
+            raise ValueError(f"{self.method.name} has no separate boosters to leave out; boosting does.")
+        for index in range(len(self.history)):
+            with self.weights.kept():
+                self.weights.replay(b for t, b in enumerate(self.ensemble.active()) if t != index)
+                scores = self.evaluate(split, limit)
+            yield index, scores
+
+    # Going back
+
+    def rewind(self, rounds: int) -> None:
+        """Go back to the model as after `rounds` rounds, bit for bit, and forget what came later."""
+        self._check_rounds(rounds, "be rewound")
+        self._restore(rounds)
+
+    def drop(self, index: int) -> None:
+        """Take one round's boosters out of the model; later rounds stay, though they were fitted with it."""
+        self._check_open()
+        self.ensemble.drop(index)
+        self.weights.replay(self.ensemble.active())
+        self._probe_loss = None
+
+    def _restore(self, rounds: int) -> None:
+        del self.history.rounds[rounds:]
+        self._step = self.history[-1].step if rounds else 0
+        self.ensemble.truncate(rounds)
+        for late in [t for t in self._states if t > rounds]:
+            del self._states[late]
+        for parameter in [*self.method.trainable().values(), *self.head.values()]:
+            parameter.grad = None
+        if self.method.additive:
+            self.method.close(self)
+        self._load(rounds)
+        self._probe_loss = None
+        self.model.eval()
+
+    def _load(self, rounds: int) -> None:
+        if self.method.additive:
+            self.weights.replay(self.ensemble.active(rounds))
+        self.load_state(self._states[rounds])
+
+    def state(self) -> dict[str, Tensor]:
+        """What is needed, beside the ensemble, to go on from here: head, its optimizer, the method's own.
+
+        Tensors on the CPU, by name; `load_state` takes them back.
+        """
+        tensors = {f"method/{n}": t for n, t in self.method.state().items()}
+        tensors |= {f"head/{n}": p.detach().to("cpu", copy=True) for n, p in self.head.items()}
+        if self._head_optimizer is not None:
+            tensors |= optimizer_tensors(self._head_optimizer, self.head, "head_optimizer/")
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        prefix = "method/"
+        self.method.load_state({n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)})
+        for name, parameter in self.head.items():
+            parameter.data.copy_(state[f"head/{name}"])
+        self._head_optimizer = self._new_head_optimizer()
+        if self._head_optimizer is not None:
+            load_optimizer_tensors(self._head_optimizer, self.head, state, "head_optimizer/")
+
+    def restore(self, folder: str | Path) -> None:
+        """Take over the rounds that `hooks.Checkpoint` wrote; `resume` calls it on a new bench."""
+        folder = Path(folder)
+        history, ensemble = History.load(folder / "history.json"), Ensemble.load(folder)
+        if ensemble.shapes != self.ensemble.shapes:
+            raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
+        ensemble.truncate(len(history))  # a kill may have come between the boosters and the record
+        self.history, self.ensemble = history, ensemble
+        self._step = history[-1].step if len(history) else 0
+        for done in range(len(history) + 1):
+            path = folder / f"state-{done:05d}.safetensors"
+            if path.is_file():
+                self._states[done] = load_tensors(path)
+        if len(history):
+            self._load(len(history))
+        if not self.method.rewindable:
+            self._states.clear()
+        self._probe_loss = None
+
+    # The end
+
+    def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
+        """The accumulated update as a PEFT adapter on disk; see `Ensemble.export_peft`."""
+        self._check_open()
+        if not self.method.rewindable:
+            raise ValueError(f"{self.method.name} is no sum of low-rank factors; use export_merged for it.")
+        return self.ensemble.export_peft(folder, self.model, rank, base)
+
+    def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """The tuned model as a `transformers` checkpoint (safetensors) that `from_pretrained` loads."""
+        self._check_open()
+        if not hasattr(self.model, "save_pretrained"):
+            raise ValueError(
+                f"{type(self.model).__name__} is no transformers model; save its state_dict instead."
+            )
+        with self.merged(), replaced_folder(folder, "config.json") as partial:
+            self.model.save_pretrained(partial)  # type: ignore[operator]
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+
+    @contextmanager
+    def merged(self) -> Iterator[nn.Module]:
+        """The model with everything merged into its weights and no hook on it, for a `with` block."""
+        if self.method.additive or not self.method.rewindable:
+            yield self.model
+            return
+        state = self.state()
+        with self.weights.kept():
+            try:
+                factors = self.method.end_round(self, len(self.history))
+                self.method.close(self)
+                self.weights.merge(factors)
+                yield self.model
+            finally:
+                self.method.start(self)
+                self.load_state(state)
+
+    def close(self) -> None:
+        """Put the model back to its base, bit for bit, and take every hook off it."""
+        if not self._open:
+            return
+        self._open = False
+        self.method.close(self)
+        self.weights.restore()
+        for name, parameter in self.head.items():
+            parameter.data.copy_(self._head_before[name])
+            parameter.grad = None
+        _open_benches.pop(self.model, None)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"{len(self.history)} of {self.planned_rounds} rounds" if self._open else "closed"
+        return (
+            f"Bench({type(self.model).__name__}, {self.task.name}, {self.method.label()}, "
+            f"{len(self.modules)} modules, {state}, hooks: {[type(h).__name__ for h in self.hooks]})"
+        )
+
+    # Small things
+
+    def _new_head_optimizer(self) -> torch.optim.Optimizer | None:
+        return adamw(list(self.head.values()), self.method.head_lr, self.method.betas) if self.head else None
+
+    def _seed_dropout(self, index: int) -> None:
+        seed_dropout(self.seed, index, self.accelerator.process_index)
+
+    def _settings(self) -> dict[str, Any]:
+        import accelerate
+        import transformers
+
+        return {
+            "options": self.method.options(),
+            "label": self.method.label(),
+            "lr": self.method.lr,
+            "model": str(getattr(self.model, "name_or_path", "") or type(self.model).__name__),
+            "data": self.task.name,
+            "metric": self.task.metric,
+            "greater_is_better": self.task.greater_is_better,
+            "steps": self.steps,
+            "batch_size": self.trainer.batch_size,
+            "accumulation": self.trainer.accumulation,
+            "targets": self.targets,
+            "seed": self.seed,
+            "data_seed": self.trainer.data_seed,
+            "probe_size": self.probe_size,
+            "precision": str(self.accelerator.mixed_precision),
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "versions": {m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
+        }
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("This bench is closed (a newer bench uses its model); make a new one.")
+        if self._interrupted:
+            name = self.method.name
+            raise RuntimeError(f"{name} was interrupted inside a round and cannot go back; make a new bench.")
+
+    def _check_rounds(self, rounds: int, what: str) -> None:
+        self._check_open()
+        if not self.method.rewindable:
+            raise ValueError(f"{self.method.name} keeps no earlier rounds, so it cannot {what}.")
+        if not 0 <= rounds <= len(self.history):
+            raise IndexError(
+                f"There are {len(self.history)} rounds, 0 is the base; {rounds} is out of range."
+            )
+
+
+def resume(
+    folder: str | Path,
+    model: nn.Module,
+    task: Task,
+    *,
+    hooks: Sequence[Hook] = (),
+    accelerator: Accelerator | None = None,
+) -> Bench:
+    """Go on with a run that `Checkpoint(folder)` saved, from its last complete round, to the same curve.
+
+    model: the base that the run began with, freshly loaded. The method and every option come from the folder;
+    a `Checkpoint` on it is among the new bench's hooks.
+    """
+    from xgblora_lab.methods import make_method
+
+    path = Path(folder) / "history.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"No run to resume in {folder}: history.json is missing.")
+    history = History.load(path)
+    settings = history.settings
+    options = ("steps", "batch_size", "accumulation", "targets", "seed", "data_seed", "probe_size")
+    bench = Bench(
+        model,
+        task,
+        make_method(history.method, **settings["options"]),
+        **{name: settings[name] for name in options},
+        hooks=[*hooks, Checkpoint(folder)],
+        accelerator=accelerator,
+    )
+    bench.restore(folder)
+    return bench

@@ -1,0 +1,262 @@
+"""The command line: open the notebooks, run one, race methods.
+
+Every command is a thin call of the library. What is refused there is one sentence here, on stderr, and exit
+code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="xgblora-lab",
+    help="A lab bench for low-rank fine-tuning: XGBLoRA round by round, beside LoRA and full fine-tuning.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_options = {"traceback": False}
+
+
+class Profile(str, Enum):
+    """How much a notebook computes."""
+
+    ci = "ci"
+    laptop = "laptop"
+    classroom = "classroom"
+
+
+class Precision(str, Enum):
+    """Arithmetic of the forward and backward pass."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def _version(value: bool) -> None:
+    if value:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the whole traceback of an error, for a bug report.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    _options["traceback"] = traceback
+
+
+@app.command("open")
+def open_(
+    notebook: Annotated[
+        str, typer.Argument(help="A notebook by number, name or path: 2, one_matrix, my.ipynb.")
+    ] = "01",
+    headless: Annotated[
+        bool,
+        typer.Option(
+            "--headless", help="Execute the notebook without JupyterLab (small parameters), then stop."
+        ),
+    ] = False,
+    port: Annotated[
+        int, typer.Option(help="Port on 127.0.0.1; the next free one is taken if it is in use.")
+    ] = 8888,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address, open no browser.")
+    ] = False,
+) -> None:
+    """Start JupyterLab on the notebooks, with the first one open.
+
+    From a clone, JupyterLab works in the repository's folder `notebooks`. From an installed package, the
+    notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is. Stop
+    it with Ctrl-C.
+    """
+    from . import notebooks
+
+    path = notebooks.find(notebook)
+    if path.parent == notebooks.folder():
+        path = notebooks.working_copy() / path.name
+    if headless:
+        _execute(path, {"profile": "ci"}, Path("runs") / path.name, html=True, timeout=120)
+    else:
+        _jupyterlab(path, port, no_browser)
+
+
+@app.command()
+def run(
+    notebook: Annotated[
+        str, typer.Argument(help="A notebook by number, name or path: 2, one_matrix, my.ipynb.")
+    ],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter of the notebook; repeatable."
+        ),
+    ] = None,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(
+            help="Size of the run: ci (under a minute or two), laptop (as the notebook stands), classroom."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The executed notebook.  [default: runs/NOTEBOOK.ipynb]"),
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also write a page beside it whose plots show without a network.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600,
+    list_: Annotated[bool, typer.Option("--list", help="List the notebook's parameters and leave.")] = False,
+) -> None:
+    """Execute a notebook from top to bottom and keep the result.
+
+    Example: xgblora-lab run 01 -p rounds=8 --html
+
+    An unknown parameter, a value of the wrong type, a cell that takes too long and an error hidden in a
+    widget each end the run with a sentence.
+    """
+    from . import notebooks
+    from .parameters import parameters_of
+
+    path = notebooks.find(notebook)
+    if list_:
+        for name, p in parameters_of(path).items():
+            typer.echo(
+                f"{name}: {p['type'] or 'any'} = {p['default']}" + (f"  # {p['help']}" if p["help"] else "")
+            )
+        return
+    values = dict(_assignment(text) for text in parameter or [])
+    if profile is not None:
+        values["profile"] = profile.value
+    _execute(path, values, out or Path("runs") / path.name, html=html, timeout=timeout)
+
+
+@app.command()
+def race(
+    model: Annotated[str, typer.Option(help="`lab` (shipped), a folder, or a hub id.")] = "lab",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="`pydocs` (shipped), a CSV, TSV, JSONL file, a folder with train / dev / test, a hub id."
+        ),
+    ] = "pydocs",
+    methods: Annotated[
+        str,
+        typer.Option(help="Comma-separated; options after colons: xgblora:steps_per_round=25,lora:r=8,full."),
+    ] = "xgblora,lora:r=8,full",
+    lrs: Annotated[
+        str, typer.Option(help="Learning rates that every method is tuned over, comma-separated.")
+    ] = "1e-4,3e-4,1e-3,3e-3,1e-2",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per method at its best learning rate.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every run.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 16,
+    targets: Annotated[
+        str, typer.Option(help="`all-linear`, `attention`, or comma-separated names and patterns of modules.")
+    ] = "all-linear",
+    precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the histories.")] = Path("runs/race"),
+) -> None:
+    """Race several methods over the same data, order and number of steps; print one row per method.
+
+    Every method's learning rate is tuned on the same grid, by the score on `dev`; then it runs with several
+    seeds. Peak and total trainable parameters, time and optimizer memory stand beside the scores.
+
+    Example: xgblora-lab race --methods xgblora,lora:r=1,lora:r=8,full --steps 200 --out runs/first-race
+    """
+    import xgblora_lab
+
+    grid = [_positive(text) for text in lrs.split(",")]
+    result = xgblora_lab.race(
+        model,
+        data,
+        [method.strip() for method in methods.split(",")],
+        lrs=grid,
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        targets=targets if "," not in targets else targets.split(","),
+        precision=precision.value,
+        out=out,
+    )
+    typer.echo(result.table.to_string())
+    typer.echo(f"written: {out}")
+
+
+def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float) -> None:
+    """Run, then say where the result lies."""
+    from .runner import run_notebook
+
+    if out.resolve() == path.resolve():
+        raise ValueError(f"{out} is the notebook itself; choose another name for the result with --out.")
+    page = out.with_suffix(".html") if html else None
+    result = run_notebook(path, values, output=out, html=page, timeout=timeout)
+    typer.echo(f"{path.name} ran in {result.seconds:.0f} s: {out}" + (f" and {page}" if page else ""))
+
+
+def _jupyterlab(path: Path, port: int, no_browser: bool) -> None:
+    import os
+
+    from jupyterlab.labapp import LabApp
+
+    root = path.resolve().parent
+    arguments = [
+        str(root),
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        f"--ServerApp.root_dir={root}",
+        f"--LabApp.default_url=/lab/tree/{path.name}",
+    ]
+    if no_browser:
+        arguments.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--allow-root")  # a container: the server is on the loopback, behind its token
+    LabApp.launch_instance(argv=arguments)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise ValueError(f"{text!r} is no parameter: write -p name=value.")
+    return name, value
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"{text.strip()!r} is no learning rate: give positive numbers such as 1e-3,1e-2.")
+    return value
+
+
+def main() -> None:
+    """The console script: an error that the library explains is one sentence and exit code 2."""
+    from .runner import NotebookError
+
+    try:
+        app()
+    except (FileNotFoundError, NotebookError, ValueError) as error:
+        if _options["traceback"]:
+            sys.stderr.write(getattr(error, "traceback", ""))  # the kernel's, for a notebook
+            raise
+        sys.stderr.write(f"xgblora-lab: {error}\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Figures of a run or a race: histories in, a `Figure` out (a plotly figure, its text twin, its table).
+
+    figures.loss(history)                    the residual loss, round by round
+    figures.spectrum(history, module)        singular values of the accumulated update, scrubbed by a slider
+    figures.ranks(history)                   numerical, effective and stable rank, and their bound
+    figures.alignment(history)               how the update's subspace turns towards the truth
+    figures.race(histories, x="tokens")      methods against a budget, beside the learning-rate sweep
+    figures.gains(history, by="layer")       where the gain comes from
+    figures.boosting_map(table)              when boosting wins
+    figures.costs(histories)                 memory and time
+
+All are pure functions: they read records, train nothing and change nothing.
+"""
+
+from .costs import costs
+from .entries import AXES
+from .figure import Figure
+from .gains import gains
+from .growth import alignment, ranks
+from .maps import boosting_map
+from .races import race
+from .rounds import loss
+from .spectrum import spectrum
+from .style import METHODS, Style, style
+
+__all__ = [
+    "AXES",
+    "METHODS",
+    "Figure",
+    "Style",
+    "alignment",
+    "boosting_map",
+    "costs",
+    "gains",
+    "loss",
+    "race",
+    "ranks",
+    "spectrum",
+    "style",
+]

@@ -1,0 +1,158 @@
+"""Figure 6: where the gain comes from, as boosted trees show the importance of their features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..records import History
+from .data import brief, layer, natural, number, plural, residual, short, single, subject
+from .figure import Figure, blank
+from .style import BLUE, GREY, HEAT, INK, VERMILLION, layout, say
+
+
+def gains(history: History | Iterable[History], by: str = "module") -> Figure:
+    """Which modules were chosen when and what each gained; below, the loss when a round's booster is left out.
+
+    The gain of a module is the measurement `"gain"` where a hook credited it, else the round's gain in equal parts
+    to its modules. `by`: `"module"` or `"layer"`. Left-out losses come from `settings["left_out"]` or the last
+    round's measurement of that name: round → residual loss without that round's boosters.
+    Raises ValueError for another `by`.
+    """
+    if by not in ("module", "layer"):
+        raise ValueError(f"Gain is shown by 'module' or by 'layer', not by {by!r}.")
+    history = single(history)
+    title = f"Where the gain comes from, by {by}"
+    if not len(history):
+        return blank(title, "This history has no rounds yet: run the bench for a round first.")
+    credit, split = _credit(history, by)
+    if credit.empty:
+        return blank(title, "No round of this history trained a module, so there is no gain to share.")
+    left = _left_out(history)
+    names = list(credit.columns)
+    ticks = list(short(names).values()) if by == "module" else names
+    total = credit.sum(min_count=1)
+    tall = min(1400, max(380, 24 * len(names) + 160))
+    heights = [tall / (tall + 190), 190 / (tall + 190)] if left else [1.0]
+    plot = make_subplots(
+        rows=2 if left else 1, cols=2, column_widths=[0.66, 0.34], row_heights=heights,
+        horizontal_spacing=0.05, vertical_spacing=120 / (tall + 20) if left else 0,
+        subplot_titles=("chosen when, and what the round gained", "gain in all rounds", *(["left out"] if left else [])),
+        specs=[[{}, {}], [{}, None]] if left else None,
+    )  # fmt: skip
+    measured = bool(np.isfinite(credit.to_numpy()).any())
+    drawn = credit if measured else _chosen(history, by).reindex(columns=names)
+    plot.add_heatmap(
+        x=credit.index, y=ticks, z=drawn.to_numpy(dtype=float).T,
+        colorscale=HEAT, reversescale=True, xgap=1, ygap=1, showscale=measured,
+        colorbar={
+            "title": {"text": "gain", "side": "right"}, "thickness": 14, "nticks": 5,
+            "len": heights[0] * 0.85 if left else 1, "y": 1, "yanchor": "top",
+        },
+        hovertemplate="round %{x}, %{y}: gain %{z:.3g}<extra></extra>", row=1, col=1,
+    )  # fmt: skip
+    colours = [BLUE if v >= 0 else VERMILLION for v in total]
+    plot.add_bar(
+        x=total.to_numpy(), y=ticks, orientation="h", row=1, col=2, showlegend=False,
+        marker={"color": colours, "pattern": {"shape": ["" if v >= 0 else "/" for v in total]}},
+        hovertemplate="%{y}: %{x:.4g}<extra></extra>",
+    )  # fmt: skip
+    if left:
+        _draw_left_out(plot, left, history)
+    note = (
+        "a round's gain split equally between its modules"
+        if split
+        else "gain credited to each module by a hook"
+    )
+    layout(plot, f"{title}: {subject(history)}", note, tall + (190 if left else 0))
+    edges = [credit.index.min() - 0.5, credit.index.max() + 0.5]
+    few = {"dtick": 1} if len(credit) <= 8 else {}
+    plot.update_xaxes(title_text="round t", range=edges, **few, row=1, col=1)
+    plot.update_xaxes(title_text="gain (decrease of the loss)", nticks=5, row=1, col=2)
+    every = {"dtick": 1} if len(names) <= 45 else {}
+    plot.update_yaxes(range=[len(names) - 0.5, -0.5], **every, row=1, col=1)
+    plot.update_yaxes(range=[len(names) - 0.5, -0.5], showticklabels=False, ticks="", row=1, col=2)
+    if not measured:
+        say(
+            plot,
+            "No gain in this history is a number: the run diverged. The map shows which modules were chosen.",
+        )
+    return Figure(plot, _words(history, credit, total, split, left, by), _table(history, credit, total))
+
+
+def _credit(history: History, by: str) -> tuple[pd.DataFrame, bool]:
+    """Rounds × modules (or layers), nan where not chosen; and whether the rounds' gains were split equally."""
+    rows, split = {}, False
+    for r in history:
+        given = r.measurements.get("gain")
+        if isinstance(given, Mapping):
+            row = {name: number(v) for name, v in given.items()}
+        else:
+            split = True
+            row = {name: r.gain / len(r.modules) for name in r.modules}
+        rows[r.index] = row
+    frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    if by == "layer" and not frame.empty:
+        frame = frame.T.groupby(layer).sum(min_count=1).T
+    return frame[sorted(frame.columns, key=natural)], split
+
+
+def _chosen(history: History, by: str) -> pd.DataFrame:
+    rows = {r.index: {(layer(m) if by == "layer" else m): 1.0 for m in r.modules} for r in history}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _left_out(history: History) -> dict[int, float]:
+    """Round → loss without its boosters, in the order of the rounds."""
+    found = history.settings.get("left_out") or history[-1].measurements.get("left_out") or {}
+    return dict(sorted((int(t), number(v)) for t, v in found.items()))
+
+
+def _draw_left_out(plot: go.Figure, left: Mapping[int, float], history: History) -> None:
+    full = float(residual(history)[0][-1])
+    plot.add_bar(
+        x=list(left), y=[v - full for v in left.values()], showlegend=False, marker={"color": GREY}, row=2, col=1,
+        hovertemplate="without round %{x}: %{y:+.4g}<extra></extra>",
+    )  # fmt: skip
+    plot.add_hline(y=0, line={"color": INK, "width": 1.5}, row=2, col=1)
+    plot.update_xaxes(title_text="round left out", range=[min(left) - 0.5, max(left) + 0.5], row=2, col=1)
+    plot.update_yaxes(title_text="loss change", nticks=4, row=2, col=1)
+    plot.layout.annotations[2].text = "the loss changes by this when a round's boosters are left out"
+
+
+def _words(
+    history: History, credit: pd.DataFrame, total: pd.Series, split: bool, left: Mapping[int, float], by: str
+) -> str:
+    text = f"{subject(history)}, {plural(len(credit), 'round')} over {plural(credit.shape[1], by)}: "
+    if total.isna().all():
+        return text + "no gain is a number; the run diverged."
+    everything = float(total.sum())
+    tops = total.sort_values(ascending=False).head(3)
+    share = f" ({tops.sum() / everything:.0%} of {brief(everything)})" if everything > 0 else ""
+    text += (
+        "most was gained by " + ", ".join(f"{m} ({brief(float(v))})" for m, v in tops.items()) + share + "."
+    )
+    per_layer = total.groupby(layer).sum() if by == "module" else total
+    if by == "module" and 1 < len(per_layer) < len(total):
+        text += f" By layer, {per_layer.idxmax()} leads with {brief(float(per_layer.max()))}."
+    if split:
+        text += " A round's gain is split equally between its modules, because no hook credited it to each."
+    finite = {t: v for t, v in left.items() if math.isfinite(v)}
+    if finite:
+        most = max(finite, key=lambda t: finite[t])
+        change = finite[most] - float(residual(history)[0][-1])
+        text += f" Leaving out round {most} changes the loss most, by {change:+.3g}."
+    return text
+
+
+def _table(history: History, credit: pd.DataFrame, total: pd.Series) -> pd.DataFrame:
+    times: Sequence[int] = [int(n) for n in credit.notna().sum()]
+    everything = float(total.sum())
+    table = pd.DataFrame({"name": credit.columns, "times chosen": times, "gain": total.to_numpy(dtype=float)})
+    table["share"] = table["gain"] / everything if everything > 0 else math.nan
+    return table.sort_values("gain", ascending=False, ignore_index=True)

@@ -1,0 +1,159 @@
+"""One visual language: a colour, a dash and a marker per method, the same in every figure.
+
+Colours are Okabe and Ito's palette without its yellow, which vanishes on white when projected. Dash and marker
+repeat what the colour says, for readers who do not see it and for prints in grey.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+VERMILLION, BLUE, BLACK, GREEN = "#D55E00", "#0072B2", "#000000", "#009E73"
+PURPLE, SKY, ORANGE = "#CC79A7", "#56B4E9", "#E69F00"
+COLOURS = (VERMILLION, BLUE, BLACK, GREEN, PURPLE, SKY, ORANGE)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS = (
+    "circle", "square", "diamond", "triangle-up", "x", "star", "cross",
+    "triangle-down", "pentagon", "hexagon", "triangle-left", "triangle-right", "hourglass",
+)  # fmt: skip
+METHODS = (
+    "xgblora", "lora", "full", "gora", "lora-ga", "lora-pro", "lora-rite",
+    "rora", "beamlora", "lora-ggpo", "alora", "sora", "lora+", "dora",
+    "pissa", "adalora", "relora", "cola",
+)  # fmt: skip
+
+INK, GREY, PALE = "#222222", "#777777", "#DDDDDD"
+HEAT = "Cividis"  # monotone in lightness, so a print in grey keeps the order
+DIVERGING = ((0.0, BLUE), (0.5, "#FFFFFF"), (1.0, VERMILLION))
+FONT = "Open Sans, DejaVu Sans, Arial, sans-serif"
+HEIGHT = 560  # pixels; the width follows the page
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method is drawn."""
+
+    colour: str
+    dash: str
+    marker: str
+
+    def line(self, width: float = 3) -> dict[str, Any]:
+        return {"color": self.colour, "dash": self.dash, "width": width}
+
+    def points(self, size: float = 10, shown: int = 12) -> dict[str, Any]:
+        """At most `shown` markers on a line, so that 200 rounds stay a line."""
+        edge = {"width": 1, "color": "white"}
+        return {
+            "color": self.colour,
+            "symbol": self.marker,
+            "size": size,
+            "maxdisplayed": shown,
+            "line": edge,
+        }
+
+
+def style(method: str, variant: int = 0) -> Style:
+    """The style of a method by its name; `variant` tells apart e.g. LoRA of rank 1 and of rank 8.
+
+    A method the list does not know yet gets a style from its name, the same in every figure and session.
+    """
+    name = "-".join(method.lower().replace("_", "-").split())
+    free = len(COLOURS) * len(DASHES) - len(METHODS)
+    index = METHODS.index(name) if name in METHODS else len(METHODS) + zlib.crc32(name.encode()) % free
+    column, row = index % len(COLOURS), index // len(COLOURS)
+    marker = MARKERS[(index + 3 * variant) % len(MARKERS)]
+    return Style(COLOURS[column], DASHES[(column + row + variant) % len(DASHES)], marker)
+
+
+def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) -> go.Figure:
+    """The common look: large type, a title on the left, thin grid, the legend below the axes."""
+    heading: dict[str, Any] = {
+        "text": title, "x": 0, "xref": "paper", "xanchor": "left",
+        "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}, "font": {"size": 22, "color": INK},
+    }  # fmt: skip
+    if note:
+        heading["subtitle"] = {"text": note, "font": {"size": 16, "color": GREY}}
+    figure.update_layout(
+        title=heading,
+        font={"family": FONT, "size": 16, "color": INK},
+        template="none",
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        height=height,
+        margin={"l": 90, "r": 30, "t": 104 if note else 84, "b": 70},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": -0.2,
+            "yanchor": "top",
+            "font": {"size": 16},
+        },
+        hoverlabel={"font": {"size": 15}},
+        hovermode="closest",
+    )
+    axis = {
+        "showline": True, "linecolor": INK, "ticks": "outside", "tickcolor": INK, "gridcolor": PALE,
+        "zeroline": False, "automargin": True, "title": {"standoff": 12}, "exponentformat": "power",
+    }  # fmt: skip
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    figure.update_annotations(font={"size": 17})  # the subplots' titles
+    return figure
+
+
+def say(figure: go.Figure, message: str, **place: Any) -> go.Figure:
+    """Write a sentence into the figure where something is missing; `place` as for `add_annotation`."""
+    spot: dict[str, Any] = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"} | place
+    figure.add_annotation(
+        text=wrapped(message), showarrow=False, font={"size": 17, "color": INK}, align="left",
+        bgcolor="rgba(255,255,255,0.9)", bordercolor=GREY, borderwidth=1, borderpad=10, **spot,
+    )  # fmt: skip
+    return figure
+
+
+def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
+    """Axis settings with whole numbers as ticks (1, 2, 5, 10 …), since plotly's own show bare digits between."""
+    import numpy as np
+
+    found = np.ravel(np.asarray(values, dtype=float))
+    found = found[np.isfinite(found) & (found > 0)]
+    if not found.size:
+        return {"type": "log"}
+    low, high = np.log10(found.min()), np.log10(found.max())
+    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    stride = max(1, int((high - low) // 6))
+    powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 2)
+    ticks = [d * 10.0**n for n in powers for d in digits if n % stride == 0]
+    text = [si(t) + unit if unit else f"{t:,.0f}" if 1 <= t < 1e5 else f"{t:.6g}" for t in ticks]
+    return {"type": "log", "tickvals": ticks, "ticktext": text}
+
+
+def si(value: float) -> str:
+    """12000 → "12 k", for a tick before a unit."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000 or prefix == "T":
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    raise AssertionError
+
+
+def wrapped(text: str, width: int = 60) -> str:
+    """Plotly breaks lines only where it is told to."""
+    import textwrap
+
+    return "<br>".join(textwrap.wrap(text, width))
+
+
+def ratio_axis(values: Any, factor: float = 8.0) -> str:
+    """`"log"` where positive values span more than `factor`, so that equal ratios are equal distances."""
+    import numpy as np
+
+    finite = np.asarray([v for v in np.ravel(np.asarray(values, dtype=float)) if np.isfinite(v)])
+    if finite.size == 0 or finite.min() <= 0:
+        return "linear"
+    return "log" if finite.max() / finite.min() > factor else "linear"

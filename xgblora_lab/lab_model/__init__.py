@@ -1,0 +1,1 @@
+"""The lab model: weights, tokenizer and model card of the embedded default, and the script that made them."""

@@ -1,0 +1,57 @@
+"""The methods, by name. A new one is a file beside this one and a line in `METHODS`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from xgblora_lab.methods.base import Method
+from xgblora_lab.methods.full import Full
+from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.xgblora import XGBLoRA
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (XGBLoRA, LoRA, Full)}
+
+ALIASES = {"r": "rank", "k": "steps_per_round", "modules": "modules_per_round"}
+
+
+def make_method(spec: str, **options: Any) -> Method:
+    """A method from its name and options, e.g. `make_method("lora:r=8:alpha=16", lr=1e-3)`.
+
+    In the text an option is any field of the method, or r (rank), k (steps_per_round), modules
+    (modules_per_round); keyword options are overridden by those in the text. ValueError says what is unknown.
+    """
+    name, *parts = spec.split(":")
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Unknown method {name!r}; accepted: {', '.join(METHODS)}.{hint}")
+    fields = {f.name: f for f in dataclasses.fields(METHODS[name])}
+    for part in parts:
+        key, equals, text = part.partition("=")
+        key = ALIASES.get(key, key)
+        if not equals or key not in fields:
+            raise ValueError(
+                f"Unknown option {part!r} of {name}; accepted as name=value: {', '.join(fields)}."
+            )
+        options[key] = _parse(text)
+    unknown = [key for key in options if key not in fields]
+    if unknown:
+        raise ValueError(f"Unknown option {unknown[0]!r} of {name}; accepted: {', '.join(fields)}.")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return METHODS[name](**options)
+
+
+def _parse(text: str) -> Any:
+    if text.lower() in ("none", "true", "false"):
+        return {"none": None, "true": True, "false": False}[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+__all__ = ["METHODS", "Full", "LoRA", "Method", "XGBLoRA", "make_method"]

@@ -1,0 +1,177 @@
+"""What every method shares: its options, its optimizer and the moments at which the loop calls it.
+
+A method is a dataclass of options. `Bench` works on a copy of it, so one object can serve many runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.adapters import LowRank, init_A, weight_shape
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench import Bench
+    from xgblora_lab.weights import Boosters
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass
+class Method:
+    """Options common to all methods.
+
+    lr: peak learning rate of AdamW; tune it for each method, it does not transfer (literature and our races).
+    steps_per_round: κ, optimizer steps in a round; for methods that do not merge, the length of a record.
+    schedule: `"constant"`, `"linear"` or `"cosine"` decay to zero over the whole run's planned steps.
+    warmup: steps of linear warm-up at the start of the run.
+    weight_decay, betas: AdamW's; max_grad_norm: clip the global gradient norm (None: do not).
+    head_lr: peak learning rate of a classifier head, the same for all methods unless you change it.
+    """
+
+    lr: float = 1e-3
+    steps_per_round: int = 20
+    schedule: str = "linear"
+    warmup: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = None
+    head_lr: float = 1e-3
+
+    name: ClassVar[str] = "method"
+    additive: ClassVar[bool] = False  # whether rounds' updates add up (see `Ensemble`)
+    rewindable: ClassVar[bool] = True  # whether the state at every round's end is small enough to keep
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not self.head_lr > 0:
+            raise ValueError(f"Learning rates must be positive, got lr={self.lr}, head_lr={self.head_lr}.")
+        if self.steps_per_round < 1:
+            raise ValueError(f"steps_per_round must be at least 1, got {self.steps_per_round}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"Unknown schedule {self.schedule!r}; accepted: {', '.join(SCHEDULES)}.")
+        if self.warmup < 0:
+            raise ValueError(f"warmup is a number of steps, 0 or more; got {self.warmup}.")
+
+    def options(self) -> dict[str, Any]:
+        """The options as a dict; `type(method)(**options)` makes an equal one."""
+        return dataclasses.asdict(self)
+
+    def label(self) -> str:
+        """A name that tells variants of one method apart: it shows every option that is not the default."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in dataclasses.fields(self)
+            if f.name not in _UNLABELLED and getattr(self, f.name) != f.default
+        ]
+        return ":".join([self.name, *changed])
+
+    def rate(self, step: int, round_step: int, total: int) -> float:
+        """The schedule's factor on the peak learning rate at a step of the run (0-based).
+
+        round_step: the step's number within its round; total: the run's planned steps.
+        """
+        factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        progress = min(1.0, step / max(1, total))
+        if self.schedule == "linear":
+            factor *= 1 - progress
+        elif self.schedule == "cosine":
+            factor *= (1 + math.cos(math.pi * progress)) / 2
+        return factor
+
+    # Moments of the loop, in order. Each is told the bench, which knows the model, the modules and the data.
+
+    def start(self, bench: Bench) -> None:
+        """Once, before the first round: attach what stays for the whole run."""
+
+    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+        """Set up a round; returns the names of the modules that it trains."""
+        return bench.modules
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that this round trains, by name (without the head)."""
+        raise NotImplementedError
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW over this round's parameters."""
+        return adamw(parameters, self.lr, self.betas, self.weight_decay)
+
+    def after_backward(self, bench: Bench) -> None:
+        """Gradients are there (summed over processes): change them here."""
+
+    def after_step(self, bench: Bench) -> None:
+        """The optimizer has stepped."""
+
+    def end_round(self, bench: Bench, index: int) -> Boosters:
+        """The round's boosters (B, A) by module; additive ones are merged by the bench afterwards."""
+        raise NotImplementedError
+
+    def close(self, bench: Bench) -> None:
+        """Take everything off the model again."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that, with the ensemble, are needed to go on after a round's end."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+_UNLABELLED = {"lr", "head_lr", "steps_per_round", "schedule", "warmup"}  # what a race sets for all alike
+
+
+def adamw(
+    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+) -> torch.optim.AdamW:
+    """torch's AdamW, fused: one kernel call for all parameters, which matters when they are tiny."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def fresh_boosters(
+    modules: Mapping[str, nn.Module], rank: int, scale: float, init: str, seed: int, index: int
+) -> dict[str, LowRank]:
+    """Boosters that change nothing yet, one per module; A depends on (seed, index, module order) alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    boosters = {}
+    for name, module in modules.items():
+        k = weight_shape(module)[1]
+        boosters[name] = LowRank.fresh(module, init_A(init, rank, k, generator), scale)
+    return boosters
+
+
+def booster_parameters(boosters: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
+    """All trainable factors by name, `module.A` and `module.B`."""
+    return {
+        f"{name}.{factor}": p
+        for name, booster in boosters.items()
+        for factor, p in booster.named_parameters()
+    }
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Iterable[str], prefix: str = ""
+) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, copied to the CPU: `prefix + parameter name + "/" + key`."""
+    tensors = {}
+    for name, entry in zip(names, optimizer.state_dict()["state"].values(), strict=False):
+        for key, value in entry.items():
+            tensors[f"{prefix}{name}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor], prefix: str = ""
+) -> None:
+    """Give an optimizer the state that `optimizer_tensors` took; parameters that had none stay fresh."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, name in enumerate(names):
+        start = f"{prefix}{name}/"
+        entry = {key[len(start) :]: value.clone() for key, value in tensors.items() if key.startswith(start)}
+        if entry:
+            state[i] = entry
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
