@@ -95,7 +95,7 @@ def _spectrum(count: int, close: float) -> list[float]:
 
 
 def race(seeds: int = 3, grid: tuple[float, ...] = (1e-3, 1e-2, 1e-1)) -> list[History]:
-    """Three methods × learning rates × seeds; the middle learning rate is the best and is marked as chosen."""
+    """Three methods × learning rates × seeds; the middle learning rate is the best, and marked as chosen."""
     found = []
     for method, speed, peak in (("xgblora", 0.15, 512), ("lora", 0.2, 4096), ("full", 0.3, 262_144)):
         for i, lr in enumerate(grid):

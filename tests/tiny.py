@@ -32,7 +32,7 @@ PAD, BOS, EOS, MASK = 0, 1, 2, 4
 
 
 def tiny_tokenizer(pad: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer, 261 tokens; adds no special tokens by itself. `pad=False`: without a pad token."""
+    """Byte-level tokenizer of 261 tokens that adds none by itself; `pad=False`: without a pad token."""
     names = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

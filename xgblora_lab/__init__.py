@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from . import spectra as spectra
     from .bench import Bench, resume
     from .ensemble import Ensemble
-    from .hooks import Checkpoint, Gradient, Hook, Probe, Spectrum
+    from .hooks import Checkpoint, Gradient, Hook, Probe, Spectrum, Stop
     from .methods import Full, LoRA, Method, XGBLoRA, make_method
     from .models import load, load_model, load_tokenizer
     from .planted import matrix, planted
-    from .race import race
+    from .race import Race, race
     from .records import History, Round
     from .tasks import load_task
 
@@ -30,11 +30,11 @@ _SUBMODULES = ("adapters", "figures", "spectra")
 _NAMES = {
     "bench": ("Bench", "resume"),
     "ensemble": ("Ensemble",),
-    "hooks": ("Checkpoint", "Gradient", "Hook", "Probe", "Spectrum"),
+    "hooks": ("Checkpoint", "Gradient", "Hook", "Probe", "Spectrum", "Stop"),
     "methods": ("Full", "LoRA", "Method", "XGBLoRA", "make_method"),
     "models": ("load", "load_model", "load_tokenizer"),
     "planted": ("matrix", "planted"),
-    "race": ("race",),
+    "race": ("Race", "race"),
     "records": ("History", "Round"),
     "tasks": ("load_task",),
 }
@@ -51,8 +51,11 @@ __all__ = [
     "LoRA",
     "Method",
     "Probe",
+    "Race",
+    "Race",
     "Round",
     "Spectrum",
+    "Stop",
     "XGBLoRA",
     "adapters",
     "figures",

@@ -6,6 +6,7 @@ code 2.
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -90,7 +91,7 @@ def open_(
     if path.parent == notebooks.folder():
         path = notebooks.working_copy() / path.name
     if headless:
-        _execute(path, {"profile": "ci"}, Path("runs") / path.name, html=True, timeout=120)
+        _execute(path, {"profile": "ci"}, Path("runs") / path.name, html=True, timeout=600)
     else:
         _jupyterlab(path, port, no_browser)
 
@@ -151,49 +152,79 @@ def race(
     data: Annotated[
         str,
         typer.Option(
-            help="`pydocs` (shipped), a CSV, TSV, JSONL file, a folder with train / dev / test, a hub id."
+            help="pydocs, planted, a CSV / TSV / JSONL file, a folder with train, dev, test; a hub id."
         ),
     ] = "pydocs",
     methods: Annotated[
         str,
-        typer.Option(help="Comma-separated; options after colons: xgblora:steps_per_round=25,lora:r=8,full."),
-    ] = "xgblora,lora:r=8,full",
+        typer.Option(
+            help="Comma-separated; options after colons: xgblora:k=25:modules=0.3,lora:r=8,full:lr=1e-4"
+        ),
+    ] = "xgblora,lora:r=1,lora:r=8,full",
     lrs: Annotated[
-        str, typer.Option(help="Learning rates that every method is tuned over, comma-separated.")
-    ] = "1e-4,3e-4,1e-3,3e-3,1e-2",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per method at its best learning rate.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of every run.")] = 200,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 16,
+        str, typer.Option(help="Learning rates that each method without one of its own is tuned over.")
+    ] = "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2",
+    seeds: Annotated[int, typer.Option(help="Seeds that the chosen learning rate runs with.")] = 3,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 200,
+    steps_per_round: Annotated[int, typer.Option(help="Optimizer steps of a round.")] = 20,
+    schedule: Annotated[str, typer.Option(help="Learning rate over the run, for example linear.")] = "linear",
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up at the start of a run.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
     targets: Annotated[
         str, typer.Option(help="`all-linear`, `attention`, or comma-separated names and patterns of modules.")
     ] = "all-linear",
+    limit: Annotated[int | None, typer.Option(help="Score at most so many rows of dev and of test.")] = None,
     precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
-    out: Annotated[Path, typer.Option(help="Folder for the table and the histories.")] = Path("runs/race"),
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="classification, regression, causal-lm, prompt-answer or seq2seq-lm; else guessed."
+        ),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    text_b: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per row; longer rows are cut.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the table and the histories; an interrupted race goes on there.")
+    ] = Path("runs/race"),
 ) -> None:
     """Race several methods over the same data, order and number of steps; print one row per method.
 
-    Every method's learning rate is tuned on the same grid, by the score on `dev`; then it runs with several
+    Every method's learning rate is tuned on the same grid by the score on dev; then it runs with several
     seeds. Peak and total trainable parameters, time and optimizer memory stand beside the scores.
 
-    Example: xgblora-lab race --methods xgblora,lora:r=1,lora:r=8,full --steps 200 --out runs/first-race
+    Example: xgblora-lab race --methods xgblora,lora:r=8,full --steps 200 --out runs/first-race
     """
-    import xgblora_lab
+    grid = [_positive(rate) for rate in lrs.split(",")]
+    named: dict[str, Any] = {
+        "kind": kind,
+        "text": text,
+        "text_b": text_b,
+        "label": label,
+        "max_length": max_length,
+    }
+    from .race import race as race_
 
-    grid = [_positive(text) for text in lrs.split(",")]
-    result = xgblora_lab.race(
+    result = race_(
         model,
         data,
         [method.strip() for method in methods.split(",")],
         lrs=grid,
         seeds=seeds,
         steps=steps,
+        steps_per_round=steps_per_round,
+        schedule=schedule,
+        warmup=warmup,
         batch_size=batch_size,
-        targets=targets if "," not in targets else targets.split(","),
+        targets=[target.strip() for target in targets.split(",")] if "," in targets else targets,
+        limit=limit,
         precision=precision.value,
         out=out,
+        **{name: value for name, value in named.items() if value is not None},
     )
-    typer.echo(result.table.to_string())
-    typer.echo(f"written: {out}")
+    typer.echo(str(result))
+    typer.echo(f"Table, settings and histories: {out}")
 
 
 def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float) -> None:
@@ -202,14 +233,15 @@ def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeo
 
     if out.resolve() == path.resolve():
         raise ValueError(f"{out} is the notebook itself; choose another name for the result with --out.")
+    if values.get("profile") == "ci":
+        # on matrices as small as these, threads only wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     page = out.with_suffix(".html") if html else None
     result = run_notebook(path, values, output=out, html=page, timeout=timeout)
     typer.echo(f"{path.name} ran in {result.seconds:.0f} s: {out}" + (f" and {page}" if page else ""))
 
 
 def _jupyterlab(path: Path, port: int, no_browser: bool) -> None:
-    import os
-
     from jupyterlab.labapp import LabApp
 
     root = path.resolve().parent

@@ -57,16 +57,20 @@ class Encoder:
     def _windows(self, split: str, table: Table) -> list[Example]:
         """Consecutive windows that share one token, so that every token but a text's first is scored once."""
         examples = []
-        for text in self._texts(split, table, self.columns.text, blank=True):
-            encoding = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-            ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        texts = self._texts(split, table, self.columns.text, blank=True)
+        encodings = (
+            self.tokenizer(texts, return_offsets_mapping=True, verbose=False) if texts else {"input_ids": []}
+        )
+        for row, ids in enumerate(encodings["input_ids"]):
+            ends = [end for _, end in encodings["offset_mapping"][row]]  # in characters
             for start in range(0, len(ids) - 1, self.max_length - 1):
                 window = ids[start : start + self.max_length]
-                spans = offsets[start + 1 : start + self.max_length]
-                scored = text[spans[0][0] : max(end for _, end in spans)]
+                scored = texts[row][ends[start] : max(ends[start : start + self.max_length])]
                 examples.append(Example(window, window, text_bytes=len(scored.encode())))
         if not examples:
-            raise ValueError(f"The {split} split has no text of two tokens or more in column {self.columns.text!r}.")
+            raise ValueError(
+                f"The {split} split has no text of two tokens or more in column {self.columns.text!r}."
+            )
         return examples
 
     def _answers(self, split: str, table: Table) -> list[Example]:
@@ -74,22 +78,23 @@ class Encoder:
         prompts = self._texts(split, table, self.columns.text)
         answers = self._texts(split, table, self.columns.answer)
         end = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        tails = [ids + end for ids in self._ids(answers, add_special_tokens=False)]
+        if self.kind == "seq2seq-lm":
+            heads = [self._fit(self._with_end(ids)) for ids in self._ids(prompts)]
+            return [Example(h, self._fit(t, count=False)) for h, t in zip(heads, tails, strict=True)]
         examples = []
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            tail = self._ids(answer) + end
-            if self.kind == "seq2seq-lm":
-                head = self._with_end(self.tokenizer(prompt, verbose=False)["input_ids"])
-                examples.append(Example(self._fit(head), self._fit(tail, count=False)))
-                continue
-            head = self.tokenizer(prompt + "\n", verbose=False)["input_ids"]
+        heads = self._ids([prompt + "\n" for prompt in prompts])
+        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
             if end and head[-1:] == end:
                 head = head[:-1]
             if len(head) >= self.max_length:
                 raise ValueError(
-                    f"Row {row} of {split}: the prompt alone has {len(head)} tokens, so max_length {self.max_length} "
-                    "leaves no answer token; raise max_length or shorten the prompt."
+                    f"Row {row} of {split}: the prompt alone has {len(head)} tokens, so max_length "
+                    f"{self.max_length} leaves no answer token; raise max_length or shorten the prompt."
                 )
-            examples.append(Example(self._fit(head + tail), self._fit([IGNORED] * len(head) + tail, count=False)))
+            examples.append(
+                Example(self._fit(head + tail), self._fit([IGNORED] * len(head) + tail, count=False))
+            )
         return examples
 
     def _labelled(self, split: str, table: Table) -> list[Example]:
@@ -97,32 +102,40 @@ class Encoder:
         labels = self._label_values(split, table[self.columns.label])
         texts = self._texts(split, table, self.columns.text)
         if self.columns.text_b is None:
-            encoded = [(self._with_end(self.tokenizer(t, verbose=False)["input_ids"]), None) for t in texts]
-        else:
-            seconds = self._texts(split, table, self.columns.text_b)
-            encoded = [self._pair(a, b) for a, b in zip(texts, seconds, strict=True)]
-        return [Example(self._fit(ids), label, types) for (ids, types), label in zip(encoded, labels, strict=True)]
+            return [
+                Example(self._fit(self._with_end(i)), n)
+                for i, n in zip(self._ids(texts), labels, strict=True)
+            ]
+        seconds = self._texts(split, table, self.columns.text_b)
+        if not self._separates:
+            joined = self._joined(texts, seconds)
+            return [Example(ids, label) for ids, label in zip(joined, labels, strict=True)]
+        whole = self.tokenizer(texts, seconds, verbose=False)
+        self._cut += sum(len(ids) > self.max_length for ids in whole["input_ids"])
+        whole = self.tokenizer(texts, seconds, truncation="longest_first", max_length=self.max_length)
+        types = whole.get("token_type_ids", [None] * len(texts))
+        return [Example(*row) for row in zip(whole["input_ids"], labels, types, strict=True)]
 
-    def _pair(self, first: str, second: str) -> tuple[list[int], list[int] | None]:
-        """Both texts, cut at the longer one's end; a decoder's tokenizer that marks no border gets end-of-text."""
-        if self._separates:
-            whole = self.tokenizer(first, second, truncation="longest_first", max_length=self.max_length, verbose=False)
-            self._cut += len(whole["input_ids"]) == self.max_length
-            return whole["input_ids"], whole.get("token_type_ids")
-        border = self.tokenizer.eos_token_id
-        head = self.tokenizer(first, verbose=False)["input_ids"]
-        head, middle, tail = list(head), [border] if border is not None else self._ids("\n"), self._ids(second)
-        room = self.max_length - len(middle)
-        self._cut += len(head) + len(tail) > room
-        while len(head) + len(tail) > room:
-            (head if len(head) > len(tail) else tail).pop()
-        return self._with_end(head + middle + tail), None
+    def _joined(self, firsts: list[str], seconds: list[str]) -> list[list[int]]:
+        """Pairs for a tokenizer that marks no border: end-of-text between, cut at the longer one's end."""
+        end = self.tokenizer.eos_token_id
+        border = [int(end)] if end is not None else self._ids(["\n"], add_special_tokens=False)[0]
+        room = self.max_length - len(border)
+        rows = []
+        for head, tail in zip(self._ids(firsts), self._ids(seconds, add_special_tokens=False), strict=True):
+            self._cut += len(head) + len(tail) > room
+            while len(head) + len(tail) > room:
+                (head if len(head) > len(tail) else tail).pop()
+            rows.append(self._with_end(head + border + tail))
+        return rows
 
     def _label_values(self, split: str, values: Sequence[Any]) -> list[int | float]:
         column = self.columns.label
         for row, value in enumerate(values):
             if missing(value):
-                raise ValueError(f"Row {row} of {split} has no label in column {column!r}; fill it in or drop the row.")
+                raise ValueError(
+                    f"Row {row} of {split} has no label in column {column!r}; fill it in or drop the row."
+                )
         if self.kind == "regression":
             try:
                 return [float(v) for v in values]
@@ -133,7 +146,9 @@ class Encoder:
         if not self.labels:
             self.labels = names or sorted(set(known), key=_label_order)
             if len(set(known)) < 2:
-                raise ValueError(f"All {split} rows have the label {known[0]!r}; a classification needs two or more.")
+                raise ValueError(
+                    f"All {split} rows have the label {known[0]!r}; a classification needs two or more."
+                )
         index = {name: i for i, name in enumerate(self.labels)}
         unknown = sorted(set(known) - set(index))
         if unknown:
@@ -152,11 +167,13 @@ class Encoder:
             if not missing(value):
                 texts.append(str(value))
             elif not blank:
-                raise ValueError(f"Row {row} of {split} has no text in column {column!r}; fill it in or drop the row.")
+                raise ValueError(
+                    f"Row {row} of {split} has no text in column {column!r}; fill it in or drop the row."
+                )
         return texts
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def _ids(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
 
     def _with_end(self, ids: list[int]) -> list[int]:
         """Encoder-decoders read a text up to its end-of-text token (T5's classifier pools there)."""

@@ -114,9 +114,12 @@ class Probe(Hook):
 
 
 class Stop(Hook):
-    """End the run when the probe loss has not fallen by `tolerance` (relative) for `patience` rounds."""
+    """End the run when the loss is no number any more, or the probe loss has stopped falling.
 
-    def __init__(self, patience: int = 5, tolerance: float = 1e-3) -> None:
+    patience: rounds to wait for the probe loss to fall by `tolerance` (relative); `math.inf` waits for ever.
+    """
+
+    def __init__(self, patience: float = 5, tolerance: float = 1e-3) -> None:
         self.patience, self.tolerance = patience, tolerance
         self._best, self._waited = math.inf, 0
 
@@ -124,6 +127,8 @@ class Stop(Hook):
         self._best, self._waited = math.inf, 0
 
     def on_round_end(self, bench: Bench, record: Round) -> bool:
+        if not math.isfinite(record.losses[-1]):
+            return True
         if record.probe_after < self._best * (1 - self.tolerance):
             self._best, self._waited = record.probe_after, 0
         else:

@@ -76,7 +76,7 @@ def load_model(
 
     # Only the CPU's generator is forked and seeded: models are built on the CPU.
     with torch.random.fork_rng(devices=[]), _quiet():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             model, report = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
                 _location(name),
@@ -89,8 +89,8 @@ def load_model(
             )
         except (OSError, ValueError) as error:
             raise type(error)(
-                f"{name} could not be loaded for {kind}: it needs weights in safetensors files and an architecture "
-                f"that transformers knows for it. transformers says: {_first_line(error)}"
+                f"{name} could not be loaded for {kind}: it needs weights in safetensors files and an "
+                f"architecture that transformers knows for it. transformers says: {_first_line(error)}"
             ) from error
     _check_report(name, kind, model, report)
     pad = getattr(task, "pad_token_id", None)
@@ -110,8 +110,8 @@ def load(
     """A model and a task that fit each other, in one call.
 
     model: as in `load_model`. data: as in `tasks.load_task`, or "planted" (`planted.planted` on the language
-    model). kind: of the task; default: guessed from the data's columns. seed: of a new head and of the planted
-    update; the data's split never depends on it. options: those of `load_task` or `planted`.
+    model). kind: of the task; default: guessed from the data's columns. seed: of a new head and of the
+    planted update; the data's split never depends on it. options: those of `load_task` or `planted`.
     """
     if data == "planted":
         from xgblora_lab.planted import planted
@@ -147,7 +147,9 @@ def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
         raise ValueError(f"The tokenizer of {name} could not be read: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(f"The tokenizer of {name} has neither a pad nor an end-of-text token; give it one.")
+            raise ValueError(
+                f"The tokenizer of {name} has neither a pad nor an end-of-text token; give it one."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -160,7 +162,9 @@ def load_config(name: str | Path) -> PretrainedConfig:
     if Path(location).is_dir() and not (Path(location) / "config.json").exists():
         if name == "lab":
             raise FileNotFoundError(f"The lab model is not here; train it with `{PRETRAIN}`.")
-        raise FileNotFoundError(f"{name} is no model folder: it holds no config.json. Give a from_pretrained folder.")
+        raise FileNotFoundError(
+            f"{name} is no model folder: it holds no config.json. Give a from_pretrained folder."
+        )
     try:
         return AutoConfig.from_pretrained(location, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -173,7 +177,7 @@ def load_config(name: str | Path) -> PretrainedConfig:
 
 
 def language_model_kind(config: PretrainedConfig) -> str:
-    """"seq2seq-lm" for encoder-decoders, "masked-lm" for encoders, "causal-lm" for decoders."""
+    """ "seq2seq-lm" for encoder-decoders, "masked-lm" for encoders, "causal-lm" for decoders."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     if config.is_encoder_decoder:
@@ -190,14 +194,21 @@ def _location(name: str | Path) -> str:
     if path.is_dir():
         return str(path)
     text = str(name)
-    if isinstance(name, Path) or path.exists() or text[:1] in ("", ".", "/", "~", "\\") or text.count("/") > 1:
+    if (
+        isinstance(name, Path)
+        or path.exists()
+        or text[:1] in ("", ".", "/", "~", "\\")
+        or text.count("/") > 1
+    ):
         raise FileNotFoundError(f'There is no folder {text!r}; give a model folder, a hub id, or "lab".')
     return text
 
 
 def _require_lab_weights(name: str | Path) -> None:
     if name == "lab" and not (LAB / "model.safetensors").exists():
-        raise FileNotFoundError(f"The lab model has no weights here (model.safetensors); train it with `{PRETRAIN}`.")
+        raise FileNotFoundError(
+            f"The lab model has no weights here (model.safetensors); train it with `{PRETRAIN}`."
+        )
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -213,7 +224,9 @@ def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, lab
         config.num_labels, config.problem_type = 1, "regression"
         return
     if labels and num_labels not in (None, len(labels)):
-        raise ValueError(f"num_labels is {num_labels}, but the task has {len(labels)} labels; leave num_labels out.")
+        raise ValueError(
+            f"num_labels is {num_labels}, but the task has {len(labels)} labels; leave num_labels out."
+        )
     config.num_labels = len(labels) if labels else num_labels or 2
     config.problem_type = "single_label_classification"
     if labels:
@@ -229,8 +242,8 @@ def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: d
     lost = [key for key in missing if key.startswith(body) and "pooler" not in key]  # poolers belong to heads
     if lost:
         raise ValueError(
-            f"{name} lacks {len(lost)} weights of {type(model).__name__} (or holds them in another shape), the "
-            f"first being {lost[0]}; config.json and weights do not belong together."
+            f"{name} lacks {len(lost)} weights of {type(model).__name__} (or holds them in another shape), "
+            f"the first being {lost[0]}; config.json and weights do not belong together."
         )
     if missing and kind not in ("classification", "regression"):
         warnings.warn(f"{name} has no {kind} head; {', '.join(missing)} are new and random.", stacklevel=3)

@@ -74,7 +74,7 @@ def working_copy(target: Path = Path("xgblora-notebooks")) -> Path:
 
 
 def read(path: str | Path) -> NotebookNode:
-    """A Python notebook from its file; FileNotFoundError or ValueError, in one sentence, where there is none."""
+    """A Python notebook from its file; FileNotFoundError or ValueError where there is none."""
     import nbformat
 
     path = Path(path)

@@ -48,7 +48,7 @@ def parameters_of(path: str | Path) -> dict[str, dict[str, str]]:
 
 
 def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` as values of the types the notebook declares; text, as from a command line, is read as such.
+    """`parameters` as values of the types the notebook declares; text, as from a command line, is read so.
 
     Raises ValueError, naming the known parameters, for one that the notebook does not have, and for a value
     that is not of its type.

@@ -23,7 +23,7 @@ EVALUATION_BATCH = 32  # sequences
 
 
 class PlantedTask:
-    """Find the update that was planted in a teacher: KL(teacher ‖ student) on random tokens, in nats a position.
+    """Find the update planted in a teacher: KL(teacher ‖ student) on random tokens, in nats a position.
 
     truth: module name -> (B (d, r), A (r, k)) in float32, the planted update being B @ A.
     teacher: the frozen model with the update in its weights; the student's weights are never shared with it.
@@ -33,7 +33,9 @@ class PlantedTask:
     metric = "relative"
     greater_is_better = False
 
-    def __init__(self, model: nn.Module, truth: dict[str, tuple[Tensor, Tensor]], inputs: dict[str, Batch]) -> None:
+    def __init__(
+        self, model: nn.Module, truth: dict[str, tuple[Tensor, Tensor]], inputs: dict[str, Batch]
+    ) -> None:
         self.name = "planted"
         self.truth = truth
         self._inputs = inputs  # split -> {"input_ids": (n, S), …}
@@ -41,7 +43,7 @@ class PlantedTask:
         modules = dict(self.teacher.named_modules())
         self._base: dict[str, Tensor] = {}  # the teacher's weights before planting
         for name, (B, A) in truth.items():
-            self._base[f"{name}.weight"] = modules[name].weight.detach().clone()  # type: ignore[operator, union-attr]
+            self._base[f"{name}.weight"] = modules[name].weight.detach().clone()
             add_update_(modules[name], B, A)
         self._initial: dict[str, np.ndarray] = {}  # split -> each sequence's divergence of the base
 
@@ -143,7 +145,7 @@ def planted(
 
 
 class MatrixTask:
-    """½‖W − W*‖²_F for a bias-free linear map, seen through its outputs on the identity (whitened inputs).
+    """½‖W − W*‖²_F of a bias-free linear map, seen through its outputs on the identity (whitened inputs).
 
     truth: {"matrix": (B (d, r), A (r, k))}, W* = B @ A. One example; train, dev and test are the same.
     """
@@ -223,7 +225,9 @@ def singular_values(spectrum: str | Sequence[float], rank: int) -> Tensor:
     """(rank,) or, for given values, (their number,): float64, descending."""
     if isinstance(spectrum, str):
         if spectrum not in SPECTRA:
-            raise ValueError(f"Unknown spectrum {spectrum!r}; accepted are {', '.join(SPECTRA)} and a list of numbers.")
+            raise ValueError(
+                f"Unknown spectrum {spectrum!r}; accepted are {', '.join(SPECTRA)} and a list of numbers."
+            )
         if rank < 1:
             raise ValueError(f"rank is {rank}; an update has rank 1 or more.")
         return SPECTRA[spectrum](torch.arange(1, rank + 1, dtype=torch.float64))
@@ -246,18 +250,25 @@ class _WithWeights(nn.Module):
         return torch.func.functional_call(self.model, weights, (), inputs)
 
 
-def _random_update(values: Tensor, d: int, k: int, generator: torch.Generator, name: str) -> tuple[Tensor, Tensor]:
+def _random_update(
+    values: Tensor, d: int, k: int, generator: torch.Generator, name: str
+) -> tuple[Tensor, Tensor]:
     """B (d, r) and A (r, k) in float32 with orthogonal columns and rows; B @ A has these singular values."""
     if len(values) > min(d, k):
-        raise ValueError(f"A spectrum of {len(values)} values does not fit {name} ({d} × {k}); use a smaller rank.")
+        raise ValueError(
+            f"A spectrum of {len(values)} values does not fit {name} ({d} × {k}); use a smaller rank."
+        )
     left, right = (
-        torch.linalg.qr(torch.randn(n, len(values), generator=generator, dtype=torch.float64)).Q for n in (d, k)
+        torch.linalg.qr(torch.randn(n, len(values), generator=generator, dtype=torch.float64)).Q
+        for n in (d, k)
     )
     root = values.sqrt()
     return (left * root).float(), (right * root).T.contiguous().float()
 
 
-def _random_tokens(shape: tuple[int, int], vocabulary: int, pad: int | None, generator: torch.Generator) -> Tensor:
+def _random_tokens(
+    shape: tuple[int, int], vocabulary: int, pad: int | None, generator: torch.Generator
+) -> Tensor:
     """Uniform over the vocabulary without the pad token, which some models would treat as absent."""
     if pad is None or pad >= vocabulary:
         return torch.randint(vocabulary, shape, generator=generator)

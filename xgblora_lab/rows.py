@@ -20,7 +20,14 @@ SPLITS = {  # what a file or a hub split may be called
     "dev": ("dev", "validation", "valid", "val"),
     "test": ("test",),
 }
-SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 
 TEXT = ("text", "sentence", "sentence1", "premise", "question", "question1", "review", "content", "document")
 TEXT_B = {  # second texts, by the name of the first
@@ -71,18 +78,23 @@ def read(data: str | Path, seed: int = 0) -> Source:
         if "train" not in source.splits:
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(
-                f"The folder {path} has no train file ({', '.join('train' + s for s in SUFFIXES)}); it holds {found}."
+                f"The folder {path} has no train file ({', '.join('train' + s for s in SUFFIXES)}); "
+                f"it holds {found}."
             )
     elif path.is_file():
-        train, dev, test = _parted(_read_file(path), (0.8, 0.1, 0.1), seed, path.name)
-        source = Source({"train": train, "dev": dev, "test": test})
+        source = Source({"train": _read_file(path)})
     else:
         source = _read_hub(str(data))
     for split, table in source.splits.items():
         if not _length(table):
             raise ValueError(f"The {split} split of {data} has no rows; give it some, or remove its file.")
-    if "dev" not in source.splits:
-        source.splits["train"], source.splits["dev"] = _parted(source.splits["train"], (0.9, 0.1), seed, str(data))
+    if path.is_file():
+        parts = _parted(source.splits["train"], (0.8, 0.1, 0.1), seed, path.name)
+        source.splits = dict(zip(("train", "dev", "test"), parts, strict=True))
+    elif "dev" not in source.splits:
+        source.splits["train"], source.splits["dev"] = _parted(
+            source.splits["train"], (0.9, 0.1), seed, str(data)
+        )
     return source
 
 
@@ -110,12 +122,16 @@ def guess_columns(
         if prompt or answer or (not found_label and _first(ANSWER, names)):
             kind = "prompt-answer"
         elif found_label:
-            kind = "regression" if any(isinstance(v, float) for v in values[found_label]) else "classification"
+            kind = (
+                "regression" if any(isinstance(v, float) for v in values[found_label]) else "classification"
+            )
         else:
             kind = "causal-lm"
     if kind in ("prompt-answer", "seq2seq-lm"):
         return Columns(
-            kind, _need("prompt", prompt or text, PROMPT, names), answer=_need("answer", answer, ANSWER, names)
+            kind,
+            _need("prompt", prompt or text, PROMPT, names),
+            answer=_need("answer", answer, ANSWER, names),
         )
     first = _need("text", text, TEXT, names)
     if kind == "causal-lm":
@@ -131,7 +147,7 @@ def subset(table: Table, rows: Iterable[int]) -> Table:
 
 
 def sample(table: Table, limit: int, seed: int) -> Table:
-    """`limit` rows drawn by `seed`, in the table's order (the first rows of a sorted file would be one class)."""
+    """`limit` rows drawn by `seed`, in the table's order (a sorted file's first rows would be one class)."""
     count = _length(table)
     if limit >= count:
         return table
@@ -159,7 +175,9 @@ def _read_file(path: Path) -> Table:
 
     builder = SUFFIXES.get(path.suffix.lower())
     if builder is None:
-        raise ValueError(f"{path.name}: files ending in {path.suffix!r} are not read; use {' '.join(SUFFIXES)}.")
+        raise ValueError(
+            f"{path.name}: files ending in {path.suffix!r} are not read; use {' '.join(SUFFIXES)}."
+        )
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; give it a header and rows.")
     options: dict[str, Any] = {}
@@ -177,7 +195,9 @@ def _read_file(path: Path) -> Table:
                 builder, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **options
             )
             return {name: list(rows[name]) for name in rows.column_names}
-    except datasets.exceptions.DatasetGenerationError as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        if "no data" in str(error):  # what datasets says of a header alone
+            return {}
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{path} could not be read as {path.suffix[1:]}: {reason}") from error
     finally:
@@ -189,14 +209,17 @@ def _read_hub(name: str) -> Source:
     import datasets
 
     if name[:1] in ("", ".", "/", "~", "\\") or name.count("/") > 1 or Path(name).suffix.lower() in SUFFIXES:
-        raise FileNotFoundError(f"There is no file or folder {name!r}; give one, a hub id, pydocs or planted.")
+        raise FileNotFoundError(
+            f"There is no file or folder {name!r}; give one, a hub id, pydocs or planted."
+        )
     repository, _, config = name.partition(":")
     try:
         found = datasets.load_dataset(repository, config or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"No data set {name!r}: it is no local path, and the hub gave none (is the network up? a configuration "
-            f"is written name:config, as in nyu-mll/glue:sst2). datasets says: {str(error).strip().splitlines()[0]}"
+            f"No data set {name!r}: it is no local path, and the hub gave none; is the network up? "
+            "(A configuration is written name:config, as in nyu-mll/glue:sst2.) "
+            f"datasets says: {str(error).strip().splitlines()[0]}"
         ) from error
     source = Source({})
     for split in SPLITS:
@@ -220,7 +243,9 @@ def _read_hub(name: str) -> Source:
 def _parted(table: Table, shares: tuple[float, ...], seed: int, name: str) -> list[Table]:
     count = _length(table)
     if count < 10:
-        raise ValueError(f"{name} has {count} rows, too few to hold out a tenth; give at least 10, or a dev file.")
+        raise ValueError(
+            f"{name} has {count} rows, too few to hold out a tenth; give at least 10, or a dev file."
+        )
     order = np.random.default_rng(seed).permutation(count)
     ends = [round(count * share) for share in np.cumsum(shares)]
     return [subset(table, sorted(order[a:b].tolist())) for a, b in zip([0, *ends], ends, strict=False)]
@@ -238,6 +263,7 @@ def _need(part: str, given: str | None, candidates: Sequence[str], names: Sequen
     found = given or _first(candidates, names)
     if found is None:
         raise ValueError(
-            f"No {part} column among {', '.join(names)}; name it with {part}=…, or call it {' or '.join(candidates)}."
+            f"No {part} column among {', '.join(names)}; name it with {part}=…, or call it "
+            f"{' or '.join(candidates)}."
         )
     return found

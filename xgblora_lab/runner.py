@@ -1,8 +1,9 @@
 """Run one notebook as a stranger would, and believe nothing that papermill leaves unsaid.
 
-Papermill ignores a misspelt parameter, has no time-out by default, and passes a notebook whose widget callback
-raised, because the error went to an `Output` widget. `run_notebook` refuses the first, stops the second with a
-sentence, and looks for the third in the widgets' state, which it then drops: one live plotly figure is 5 MB.
+Papermill ignores a misspelt parameter, has no time-out by default, and passes a notebook whose widget
+callback raised, because the error went to an `Output` widget. `run_notebook` refuses the first, stops the
+second with a sentence, and looks for the third in the widgets' state, which it then drops: one live plotly
+figure is 5 MB of it.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def run_notebook(
                 autosave_cell_every=0,
             )
         except PapermillExecutionError as error:
-            message = f"{name}, {_cell_name(error.source)}: {error.ename}: {error.evalue}"
+            message = f"{name}, {_cell_name(error.source)}: {error.ename}: {error.evalue}".rstrip(": ")
             failure = NotebookError(message, error.cell_index, _plain(error.traceback))
         except CellTimeoutError:
             index, source = _last_started(nbformat.read(executed, as_version=4))
@@ -200,11 +201,17 @@ def _quiet_papermill() -> Iterator[None]:
 
 def _kernel_manager() -> type:
     """A kernel manager that starts this interpreter's ipykernel, whatever kernels are installed."""
+    import zmq
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
 
     class ThisInterpreter(AsyncKernelManager):
+        @default("transport_encryption")
+        def _encrypted(self) -> str:
+            return "auto" if zmq.has("curve") else "disabled"  # unencrypted, the kernel prints a warning
+
         @property
         def kernel_spec(self) -> KernelSpec:
             # figures as data: small notebooks, and `to_html` draws them

@@ -197,8 +197,8 @@ def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float
     The mean runs over the left (d) and the right (k) directions. rank: default the truth's rank.
 
     1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d and
-    rank / k. Directions the update lacks (its rank is lower) count as 0, so a zero update scores 0; a diverged
-    one scores nan. ValueError where `rank` is below 1 or above the truth's.
+    rank / k. Directions the update lacks (its rank is lower) count as 0, so a zero update scores 0; one that
+    diverged scores nan. ValueError where `rank` is below 1 or above the truth's.
     """
     if not all(bool(torch.isfinite(factor).all()) for factor in update):
         return math.nan

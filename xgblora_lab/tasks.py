@@ -1,4 +1,4 @@
-"""What a model is tuned on: the protocol of a task, and text tasks of every kind from one call, `load_task`."""
+"""What a model is tuned on: the protocol of a task, and text tasks of every kind by `load_task`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class Task(Protocol):
     name: str
     kind: str
     metric: str  # the key of evaluate()'s result that a race ranks by
-    greater_is_better: bool
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Of the metric."""
 
     def size(self, split: str = "train") -> int:
         """Number of examples."""
@@ -68,7 +71,9 @@ class Example:
     """One tokenised row."""
 
     ids: list[int]
-    label: int | float | list[int]  # class, value, or label ids (beside `ids` in decoders; IGNORED = not scored)
+    label: (
+        int | float | list[int]
+    )  # class, value, or label ids (beside `ids` in decoders; IGNORED = not scored)
     types: list[int] | None = None  # token types of a sentence pair, where the tokenizer has them
     text_bytes: int = 0  # UTF-8 bytes of the scored text, language modelling only
 
@@ -108,7 +113,7 @@ class TextTask:
         if chosen[0].types is not None:
             batch["token_type_ids"] = _padded([e.types or [] for e in chosen], 0)
         labels = [e.label for e in chosen]
-        batch["labels"] = _padded(labels, IGNORED) if isinstance(labels[0], list) else torch.tensor(labels)  # type: ignore[arg-type]
+        batch["labels"] = _padded(labels, IGNORED) if self._is_lm else torch.tensor(labels)
         return batch
 
     def weight(self, batch: Batch) -> int:
@@ -140,7 +145,7 @@ class TextTask:
         return scores
 
     def predict(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> np.ndarray:
-        """(n,): the class indices, the regression values, or each row's mean loss in nats (language models)."""
+        """(n,): class indices, regression values, or each row's mean loss in nats (language models)."""
         losses, weights, predictions = self._score(model, split, limit)
         return losses / weights if self._is_lm else predictions
 
@@ -155,7 +160,9 @@ class TextTask:
         return self.splits[split]
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = dict(batch) if self.kind == "seq2seq-lm" else {k: v for k, v in batch.items() if k != "labels"}
+        inputs = (
+            dict(batch) if self.kind == "seq2seq-lm" else {k: v for k, v in batch.items() if k != "labels"}
+        )
         options = {"use_cache": False} if self._is_lm else {}
         logits = model(**inputs, **options).logits
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -264,13 +271,15 @@ def load_task(
     from xgblora_lab.encoding import Encoder  # here, so that reading data needs no tokenizer
 
     encoder = Encoder(tokenizer, kind, columns, max_length, encoder_decoder, source.label_names)
-    splits = {split: encoder.encode(split, source.splits[split]) for split in rows.SPLITS if split in source.splits}
+    splits = {
+        split: encoder.encode(split, source.splits[split]) for split in rows.SPLITS if split in source.splits
+    }
     return TextTask(
         name=name,
         kind=kind,
         metric=metric,
         splits=splits,
-        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+        pad_token_id=int(tokenizer.pad_token_id),
         labels=encoder.labels,
         truncated=encoder.truncated,
         absent=source.absent,
@@ -291,8 +300,8 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def classification_scores(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
-    """Accuracy, Matthews correlation (Gorodkin 2004 for several classes; 0 where undefined) and F1 (of class 1
-    where there are two, else the mean over classes)."""
+    """Accuracy, Matthews correlation (Gorodkin 2004 for several classes; 0 where undefined) and F1 (of
+    class 1 where there are two, else the mean over classes)."""
     table = np.zeros((classes, classes))
     np.add.at(table, (truth, predicted), 1.0)  # rows: truth
     n, right, rows_, columns = table.sum(), np.trace(table), table.sum(1), table.sum(0)
@@ -312,7 +321,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / norm if norm else 0.0
 
 
-def _padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
+def _padded(lists: Sequence[Any], value: int) -> Tensor:
     """(N, S), filled on the right."""
     width = max(len(row) for row in lists)
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in lists])

@@ -1,4 +1,4 @@
-"""Figure 8: what a method costs: trainable, gradient and optimizer bytes at their peak, and seconds per step."""
+"""Figure 8: what a method costs, in bytes at the peak and in seconds per step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ PARTS = {"trainable": (BLUE, ""), "gradients": (ORANGE, "/"), "optimizer": (GREE
 
 
 def costs(histories: History | Iterable[History]) -> Figure:
-    """Peak memory of what is trained (trainable numbers, gradients, optimizer state) and seconds per step, by method.
+    """Peak bytes of what is trained (parameters, gradients, optimizer) and seconds per step, by method.
 
     Medians over the seeds of the chosen learning rate. Trainable bytes are `peak_parameters` × 4, or
-    × `settings["parameter_bytes"]`. The base model and activations, which every method holds, are not counted.
+    × `settings["parameter_bytes"]`. The base model and activations, which every method holds, are not
+    counted.
     """
     runs = [h for h in chosen(listed(histories)) if len(h)]
     if not runs:
@@ -37,14 +38,16 @@ def costs(histories: History | Iterable[History]) -> Figure:
         plot.add_bar(
             x=values, y=names, orientation="h", name=part, row=1, col=1, text=[in_bytes(v) for v in values],
             textposition="outside", cliponaxis=False, textfont={"size": 14}, constraintext="none",
-            marker={"color": colour, "pattern": {"shape": pattern, "bgcolor": colour, "fgcolor": "white", "size": 8}},
+            marker={"color": colour,
+            "pattern": {"shape": pattern, "bgcolor": colour, "fgcolor": "white", "size": 8}},
             hovertemplate="%{y}: %{text}<extra>" + part + "</extra>",
         )  # fmt: skip
     seconds = table["seconds per step"]
     looks = variants(runs)
     plot.add_bar(
         x=seconds, y=names, orientation="h", name="seconds per step", showlegend=False, row=1, col=2,
-        text=[f"{brief(v)} s" for v in seconds], textposition="outside", cliponaxis=False, textfont={"size": 14},
+        text=[f"{brief(v)} s" for v in seconds], textposition="outside", cliponaxis=False,
+        textfont={"size": 14},
         marker={"color": [style(*looks[n]).colour for n in names]}, width=0.5,
         hovertemplate="%{y}: %{x:.3g} s per step<extra></extra>",
     )  # fmt: skip
@@ -58,7 +61,7 @@ def costs(histories: History | Iterable[History]) -> Figure:
     ticks = (
         log_ticks(positive, "B")
         if kind == "log"
-        else {"nticks": 5, "exponentformat": "SI", "ticksuffix": "B"}
+        else {"nticks": 5, "exponentformat": "SI", "minexponent": 0, "ticksuffix": "B"}
     )
     title = "bytes, logarithmic axis" if kind == "log" else "bytes"
     plot.update_xaxes(title_text=title, range=span or room, row=1, col=1, **ticks)

@@ -12,7 +12,9 @@ import numpy as np
 from ..records import History, Round
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-NATS = ("classification", "causal-lm", "seq2seq-lm", "language-modelling")
+NATS = ("classification", "causal-lm", "seq2seq-lm", "prompt-answer", "planted")  # kinds of task
+NAT_METRICS = ("accuracy", "matthews", "f1", "perplexity", "bits_per_byte", "relative")
+SQUARES = {"matrix": "½‖W − W*‖²", "regression": "mean squared error"}
 
 
 def listed(histories: History | Iterable[History]) -> list[History]:
@@ -37,7 +39,7 @@ def single(history: History | Iterable[History]) -> History:
 
 def setting(history: History, key: str, default: Any = None) -> Any:
     """A setting of the run, looked up among the method's own options too."""
-    options = history.settings.get("method")
+    options = history.settings.get("options")
     nested = options.get(key) if isinstance(options, Mapping) else None
     value = history.settings.get(key, nested)
     return default if value is None else value
@@ -55,9 +57,10 @@ def subject(history: History) -> str:
 
 def unit(history: History) -> str:
     """The unit of the losses, for an axis title."""
-    given = setting(history, "loss_unit")
-    kind = str(setting(history, "kind", ""))
-    return str(given) if given else "nats" if kind in NATS else "task's unit"
+    kind = str(setting(history, "kind", setting(history, "data", "")))
+    if kind in SQUARES:
+        return SQUARES[kind]
+    return "nats" if kind in NATS or setting(history, "metric") in NAT_METRICS else "task's unit"
 
 
 def number(value: Any) -> float:
@@ -91,6 +94,19 @@ def starting_loss(history: History) -> float:
     return first.probe_before if residual(history)[1] == "probe batch" else first.loss_before
 
 
+def floor_by_step(history: History, floor: Any = None) -> tuple[list[int], list[float]] | None:
+    """Steps and the least loss there: one number for the run, or one for the base and each round."""
+    known = setting(history, "floor") if floor is None else floor
+    if known is None or not len(history):
+        return None
+    steps = [0, *(r.step for r in history)]
+    if isinstance(known, Mapping | str) or not isinstance(known, Iterable):
+        value = number(known)
+        return ([0, steps[-1]], [value, value]) if math.isfinite(value) else None
+    values = [number(v) for v in known][: len(steps)]
+    return steps[: len(values)], values
+
+
 def chosen(histories: Sequence[History]) -> list[History]:
     """The runs that count: of every label with a marked learning rate, only those at it."""
     marked = {label(h) for h in histories if h.settings.get("chosen")}
@@ -98,7 +114,7 @@ def chosen(histories: Sequence[History]) -> list[History]:
 
 
 def variants(histories: Sequence[History]) -> dict[str, tuple[str, int]]:
-    """Label → (method, variant): several labels of one method share its colour and differ in dash and marker."""
+    """Label → (method, variant): labels of one method share its colour and differ in dash and marker."""
     seen: dict[str, tuple[str, int]] = {}
     for history in histories:
         if label(history) not in seen:
@@ -124,7 +140,7 @@ def spectra(history: History) -> tuple[list[int], dict[str, list[Array]]]:
 
 
 def target_spectrum(history: History, target: Any = None) -> tuple[dict[str, Array], str]:
-    """Module → the spectrum to reach, and its name: the planted one, a reference history's last, or a dict."""
+    """Module → the spectrum to reach, and its name: the planted one, a reference run's last, or a dict."""
     if isinstance(target, History):
         _, found = spectra(target)
         return {name: rows[-1] for name, rows in found.items() if rows}, f"{label(target)}, last round"

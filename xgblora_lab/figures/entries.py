@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def learning_rate(history: History) -> float:
 
 
 def best(group: Sequence[Entry], score: Callable[[History], float], greater: bool) -> tuple[Entry, bool]:
-    """The entry that counts for a method and whether the race marked it; else the one with the best median score."""
+    """The entry that counts, and whether the race marked it; without a mark, the best median score's."""
     marked = [e for e in group if e.marked]
     if marked:
         return marked[0], True
@@ -69,7 +70,7 @@ def _worst_last(value: float, greater: bool) -> float:
 
 
 def series(history: History, name: str) -> Array:
-    """One value per round: `"residual"`, a field of the record, or a scalar measurement; nan where missing."""
+    """One value per round of `"residual"`, a field of the record, or a scalar measurement; nan if missing."""
     if name == "residual":
         return residual(history)[0]
     return array(getattr(r, name, r.measurements.get(name)) for r in history)
@@ -92,7 +93,7 @@ def cost(history: History, axis: str) -> Array:
 def middle(values: Sequence[float], greater: bool) -> float:
     """Median over seeds in which a diverged seed (nan) counts as the worst, so that it cannot hide."""
     worst = -math.inf if greater else math.inf
-    found = float(np.median([v if math.isfinite(v) else worst for v in values])) if len(values) else math.nan
+    found = statistics.median([v if math.isfinite(v) else worst for v in values]) if len(values) else math.nan
     return found if math.isfinite(found) else math.nan
 
 

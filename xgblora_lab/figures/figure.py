@@ -15,8 +15,8 @@ from .style import layout, say
 class Figure:
     """What every function of `xgblora_lab.figures` returns.
 
-    In a notebook it shows itself: the plot, and below it the text. `print(figure)` gives the text and the table,
-    for a log or a screen reader.
+    In a notebook it shows itself: the plot, and below it the text. `print(figure)` gives the text and the
+    table, for a log or a screen reader.
     """
 
     plot: go.Figure
@@ -30,8 +30,8 @@ class Figure:
     def scrub(self, frame: int, target: go.Figure | None = None) -> str:
         """Put one frame on the plot, in place, and return its sentence.
 
-        Only the traces that change are touched, and nothing is computed, so a slider may call it at every move.
-        `target`: a figure (or `FigureWidget`) made from `plot`, where it is not `plot` itself.
+        Only the traces that change are touched, and nothing is computed, so a slider may call it at every
+        move. `target`: a figure (or `FigureWidget`) made from `plot`, where it is not `plot` itself.
         """
         chosen = self.plot.frames[frame]
         drawn = self.plot if target is None else target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,22 @@ from .data import brief, layer, natural, number, plural, residual, short, single
 from .figure import Figure, blank
 from .style import BLUE, GREY, HEAT, INK, VERMILLION, layout, say
 
+LeftOut = Mapping[int, Any] | Iterable[tuple[int, Any]]
 
-def gains(history: History | Iterable[History], by: str = "module") -> Figure:
-    """Which modules were chosen when and what each gained; below, the loss when a round's booster is left out.
 
-    The gain of a module is the measurement `"gain"` where a hook credited it, else the round's gain in equal parts
-    to its modules. `by`: `"module"` or `"layer"`. Left-out losses come from `settings["left_out"]` or the last
-    round's measurement of that name: round → residual loss without that round's boosters.
+def gains(
+    history: History | Iterable[History],
+    by: str = "module",
+    *,
+    left_out: LeftOut | None = None,
+    whole: float | None = None,
+) -> Figure:
+    """Which modules were chosen when, and what each gained; below, the loss when a booster is left out.
+
+    The gain of a module is the measurement `"gain"` where a hook credited it, else the round's gain in equal
+    parts to its modules. `by`: `"module"` or `"layer"`. `left_out`: what `bench.left_out()` yields, or a dict
+    {round: loss without its boosters}; default `settings["left_out"]`. `whole`: the loss with all boosters on
+    the same split, `bench.evaluate("dev")["loss"]`; default the last residual loss.
     Raises ValueError for another `by`.
     """
     if by not in ("module", "layer"):
@@ -33,7 +43,7 @@ def gains(history: History | Iterable[History], by: str = "module") -> Figure:
     credit, split = _credit(history, by)
     if credit.empty:
         return blank(title, "No round of this history trained a module, so there is no gain to share.")
-    left = _left_out(history)
+    left = _left_out(history, left_out, whole)
     names = list(credit.columns)
     ticks = list(short(names).values()) if by == "module" else names
     total = credit.sum(min_count=1)
@@ -42,7 +52,8 @@ def gains(history: History | Iterable[History], by: str = "module") -> Figure:
     plot = make_subplots(
         rows=2 if left else 1, cols=2, column_widths=[0.66, 0.34], row_heights=heights,
         horizontal_spacing=0.05, vertical_spacing=120 / (tall + 20) if left else 0,
-        subplot_titles=("chosen when, and what the round gained", "gain in all rounds", *(["left out"] if left else [])),
+        subplot_titles=("chosen when, and what the round gained", "gain in all rounds",
+        *(["left out"] if left else [])),
         specs=[[{}, {}], [{}, None]] if left else None,
     )  # fmt: skip
     measured = bool(np.isfinite(credit.to_numpy()).any())
@@ -63,7 +74,7 @@ def gains(history: History | Iterable[History], by: str = "module") -> Figure:
         hovertemplate="%{y}: %{x:.4g}<extra></extra>",
     )  # fmt: skip
     if left:
-        _draw_left_out(plot, left, history)
+        _draw_left_out(plot, left)
     note = (
         "a round's gain split equally between its modules"
         if split
@@ -86,7 +97,7 @@ def gains(history: History | Iterable[History], by: str = "module") -> Figure:
 
 
 def _credit(history: History, by: str) -> tuple[pd.DataFrame, bool]:
-    """Rounds × modules (or layers), nan where not chosen; and whether the rounds' gains were split equally."""
+    """Rounds × modules (or layers), nan where not chosen; and whether gains were split equally."""
     rows, split = {}, False
     for r in history:
         given = r.measurements.get("gain")
@@ -107,16 +118,21 @@ def _chosen(history: History, by: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _left_out(history: History) -> dict[int, float]:
-    """Round → loss without its boosters, in the order of the rounds."""
-    found = history.settings.get("left_out") or history[-1].measurements.get("left_out") or {}
-    return dict(sorted((int(t), number(v)) for t, v in found.items()))
+def _left_out(history: History, given: LeftOut | None, whole: float | None) -> dict[int, float]:
+    """Round → how the loss changes without its boosters, in the order of the rounds."""
+    found: Any = given if given is not None else history.settings.get("left_out")
+    found = found or history[-1].measurements.get("left_out") or {}
+    pairs = found.items() if isinstance(found, Mapping) else found
+    losses = {int(t): number(v["loss"] if isinstance(v, Mapping) else v) for t, v in pairs}
+    known = history.settings.get("whole") if whole is None else whole
+    base = number(residual(history)[0][-1] if known is None else known)
+    return {t: loss - base for t, loss in sorted(losses.items())}
 
 
-def _draw_left_out(plot: go.Figure, left: Mapping[int, float], history: History) -> None:
-    full = float(residual(history)[0][-1])
+def _draw_left_out(plot: go.Figure, left: Mapping[int, float]) -> None:
     plot.add_bar(
-        x=list(left), y=[v - full for v in left.values()], showlegend=False, marker={"color": GREY}, row=2, col=1,
+        x=list(left), y=list(left.values()), showlegend=False, marker={"color": GREY}, row=2,
+        col=1,
         hovertemplate="without round %{x}: %{y:+.4g}<extra></extra>",
     )  # fmt: skip
     plot.add_hline(y=0, line={"color": INK, "width": 1.5}, row=2, col=1)
@@ -145,8 +161,7 @@ def _words(
     finite = {t: v for t, v in left.items() if math.isfinite(v)}
     if finite:
         most = max(finite, key=lambda t: finite[t])
-        change = finite[most] - float(residual(history)[0][-1])
-        text += f" Leaving out round {most} changes the loss most, by {change:+.3g}."
+        text += f" Leaving out round {most} raises the loss most, by {finite[most]:+.3g}."
     return text
 
 

@@ -25,9 +25,9 @@ MERGING = ("xgblora", "relora", "cola")  # methods whose update gains a factor e
 def ranks(history: History | Iterable[History], module: str | None = None) -> Figure:
     """Numerical, effective and stable rank of the accumulated update by round, and the bound they must obey.
 
-    Left the mean over modules (or one `module`), right every module after the last measured round. The bound is
-    r × times chosen for methods that merge, r for those that do not; full fine-tuning has none but its shape.
-    Raises ValueError for a module that no round measured.
+    Left the mean over modules (or one `module`), right every module after the last measured round. The bound
+    is r × times chosen for methods that merge, r for those that do not; full fine-tuning has none but its
+    shape. Raises ValueError for a module that no round measured.
     """
     history = single(history)
     indices, found = spectra(history)
@@ -39,7 +39,8 @@ def ranks(history: History | Iterable[History], module: str | None = None) -> Fi
     names = sorted(found, key=natural)
     plot = make_subplots(
         rows=1, cols=2, column_widths=[0.55, 0.45], horizontal_spacing=0.16,
-        subplot_titles=(module or f"mean over {plural(len(names), 'module')}", f"every module after round {indices[-1]}"),
+        subplot_titles=(module or f"mean over {plural(len(names), 'module')}",
+        f"every module after round {indices[-1]}"),
     )  # fmt: skip
     scope = table[table["module"] == module] if module else table
     mean = scope.groupby("round", sort=True).mean(numeric_only=True)
@@ -112,7 +113,8 @@ def _rank_table(history: History, indices: Sequence[int], found: Mapping[str, li
 def _rank_words(history: History, mean: pd.DataFrame, last: pd.DataFrame, module: str | None) -> str:
     now = mean.iloc[-1]
     where = module or f"the mean over {plural(len(last), 'module')}"
-    text = f"{subject(history)}, after round {mean.index[-1]}, {where}: numerical rank {brief(now['numerical rank'])}, "
+    text = f"{subject(history)}, after round {mean.index[-1]}, {where}: "
+    text += f"numerical rank {brief(now['numerical rank'])}, "
     text += f"effective rank {brief(now['effective rank'])}, stable rank {brief(now['stable rank'])}."
     if np.isfinite(now["bound"]):
         over = int((last["numerical rank"] > last["bound"] + 1e-9).sum())
@@ -126,10 +128,10 @@ def _rank_words(history: History, mean: pd.DataFrame, last: pd.DataFrame, module
 
 
 def alignment(history: History | Iterable[History]) -> Figure:
-    """Mean squared cosine between the update's leading subspace and the truth's, and the distance left, by round.
+    """Mean squared cosine of the update's leading subspace with the truth's, and the distance left, by round.
 
-    Reads the measurements `"alignment"` (0 to 1, by module) and, where present, `"distance"` (relative Frobenius
-    distance to the truth, by module). Thin lines are modules, the thick line is their median.
+    Reads the measurements `"alignment"` (0 to 1, by module) and, where present, `"distance"` (relative
+    Frobenius distance to the truth, by module). Thin lines are modules, the thick line is their median.
     """
     history = single(history)
     angle, far = (_by_round(history, key) for key in ("alignment", "distance"))
@@ -137,8 +139,8 @@ def alignment(history: History | Iterable[History]) -> Figure:
     if angle.empty and far.empty:
         return blank(
             title,
-            "No alignment was measured: add the hook that compares the accumulated update with the planted truth "
-            "or with full fine-tuning's update, and run again.",
+            "No alignment was measured: add the hook that compares the accumulated update with the planted "
+            "truth or with full fine-tuning's update, and run again.",
         )
     panels = [(name, frame) for name, frame in (("alignment", angle), ("distance", far)) if not frame.empty]
     titles = {"alignment": "mean squared cosine", "distance": "relative distance"}
@@ -148,7 +150,8 @@ def alignment(history: History | Iterable[History]) -> Figure:
         labels = short(list(frame.columns))
         for name in sorted(frame.columns, key=natural):
             plot.add_scatter(
-                x=frame.index, y=frame[name], mode="lines", line={"color": "#BBBBBB", "width": 1.5}, name="one module",
+                x=frame.index, y=frame[name], mode="lines", line={"color": "#BBBBBB", "width": 1.5},
+                name="one module",
                 legendgroup="one", showlegend=column == 1 and name == frame.columns[0] and frame.shape[1] > 1,
                 visible=frame.shape[1] > 1, row=1, col=column,
                 hovertemplate="round %{x}: %{y:.3g}<extra>" + labels[name] + "</extra>",
@@ -204,7 +207,8 @@ def _aligned_words(history: History, angle: pd.DataFrame, far: pd.DataFrame) -> 
     text += "; ".join(parts) + "."
     if not angle.empty and angle.shape[1] > 1:
         last = angle.iloc[-1]
-        text += f" Best {last.idxmax()} with {brief(float(last.max()))}, worst {last.idxmin()} with {brief(float(last.min()))}."
+        text += f" Best {last.idxmax()} with {brief(float(last.max()))},"
+        text += f" worst {last.idxmin()} with {brief(float(last.min()))}."
     return text
 
 

@@ -1,4 +1,4 @@
-"""Figure 5: the convergence race, any metric against any budget, beside the learning-rate sweep that tuned it."""
+"""Figure 5: the convergence race, any metric against any budget, beside the learning-rate sweep."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class _Lane:
     mid: Array
     low: Array
     high: Array
+    costs: dict[str, Array]  # axis → median over seeds of what was spent by every round's end
 
     @property
     def look(self) -> Style:
         return style(self.entry.method, self.entry.variant)
 
     def spent(self, axis: str) -> Array:
-        """Median over seeds of what was spent by every round's end."""
-        return spread([cost(h, axis) for h in self.entry.runs], greater=True)[0]
+        return self.costs[axis]
 
 
 def race(
@@ -49,14 +49,14 @@ def race(
     target: float | None = None,
     menu: bool = True,
 ) -> Figure:
-    """Every method's `y` against the budget `x` (median and range over seeds), beside the learning-rate sweep.
+    """Every method's `y` against the budget `x` (median, range over seeds), beside the learning-rate sweep.
 
-    `x`: step, adapter_steps, tokens, seconds, flops, peak_parameters or total_parameters; `menu` puts a list to
-    choose from into the figure, which needs no kernel. `y`: `"residual"` (loss), a field of the record or a scalar
-    measurement. `score`: the key of `History.scores` that the sweep ranks by, default the last `y`. `target`: the
-    value that steps-to-target counts to; default the worst method's best median, which every method reached.
-    Of each method the learning rate marked by `settings["chosen"]` is drawn; without a mark, the best in the sweep.
-    Raises ValueError for an unknown `x`, or a `y` that no history has.
+    `x`: step, adapter_steps, tokens, seconds, flops, peak_parameters or total_parameters; `menu` puts a list
+    to choose from into the figure, which needs no kernel. `y`: `"residual"` (loss), a field of the record or
+    a scalar measurement. `score`: the key of `History.scores` that the sweep ranks by; default "dev", else
+    the last `y`. `target`: the value that steps-to-target counts to; default the worst method's best median,
+    which every method reached. Of each method the learning rate marked by `settings["chosen"]` is drawn;
+    without a mark, the best in the sweep. Raises ValueError for an unknown `x`, or a `y` that no history has.
     """
     runs = listed(histories)
     if x not in AXES:
@@ -68,6 +68,8 @@ def race(
         raise ValueError(
             f"No history measured {y!r}: use 'residual', a field of Round, or a hook's measurement."
         )
+    if score is None and y == "residual" and all("dev" in h.scores for h in runs):
+        score = "dev"  # what `race` tunes by
     greater = _greater(runs[0], y, greater_is_better)
     ranked = _greater(runs[0], score, greater_is_better) if score else greater
 
@@ -78,7 +80,8 @@ def race(
     goal = target if target is not None else _goal(lanes, greater) if len(lanes) > 1 else math.nan
     swept = any(len({e.lr for e in lane.sweep}) > 1 for lane in lanes)
     plot = make_subplots(
-        rows=1, cols=2 if swept else 1, column_widths=[0.66, 0.34] if swept else None, horizontal_spacing=0.13,
+        rows=1, cols=2 if swept else 1, column_widths=[0.66, 0.34] if swept else None,
+        horizontal_spacing=0.13,
         subplot_titles=("", "learning-rate sweep") if swept else None,
     )  # fmt: skip
     for lane in lanes:
@@ -86,7 +89,8 @@ def race(
     if math.isfinite(goal):
         plot.add_hline(y=goal, line={"color": GREY, "dash": "dot", "width": 2}, row=1, col=1)
         plot.add_annotation(
-            text=f"target {brief(goal)}", x=0.01, xref="x domain", xanchor="left", y=goal, yref="y", yanchor="bottom",
+            text=f"target {brief(goal)}", x=0.01, xref="x domain", xanchor="left", y=goal, yref="y",
+            yanchor="bottom",
             showarrow=False, font={"size": 15, "color": INK},
         )  # fmt: skip
     if swept:
@@ -105,7 +109,8 @@ def race(
         note,
         620,
     )
-    _axes(plot, lanes, x, name, score, swept)
+    told = _score_name(runs[0], score) if score else f"last {'residual loss' if y == 'residual' else name}"
+    _axes(plot, lanes, x, name, told, swept)
     if menu:
         _menu(plot, lanes, x)
     if not any(np.isfinite(lane.spent(x)).any() for lane in lanes):
@@ -115,7 +120,7 @@ def race(
             plot,
             "No run of this race has a finite value: all diverged. Lower the learning rates and race again.",
         )
-    table = _table(lanes, goal, greater, rank_by, score or y)
+    table = _table(lanes, goal, greater, rank_by, told)
     return Figure(plot, _words(lanes, table, goal, greater, y, rank_by, ranked), table)
 
 
@@ -123,9 +128,20 @@ def _has(history: History, y: str) -> bool:
     return y == "residual" or any(hasattr(r, y) or y in r.measurements for r in history)
 
 
+def _score_name(history: History, score: str) -> str:
+    """`race` keeps the metric's value on a split under the split's name."""
+    return (
+        f"{score} {setting(history, 'metric', '')}".strip()
+        if score in ("dev", "test")
+        else score.replace("_", " ")
+    )
+
+
 def _greater(history: History, name: str | None, given: bool | None) -> bool:
     if given is not None:
         return given
+    if name in ("dev", "test"):
+        return bool(setting(history, "greater_is_better", False))
     if name is None or any(
         word in name for word in ("loss", "residual", "probe", "perplexity", "error", "distance")
     ):
@@ -141,7 +157,8 @@ def _lanes(runs: Sequence[History], y: str, greater: bool, rank_by: Any, ranked:
     for group in groups.values():
         entry, tuned = best(group, rank_by, ranked)
         mid, low, high = spread([series(h, y) for h in entry.runs], greater)
-        lanes.append(_Lane(entry, tuple(group), tuned or len(group) == 1, mid, low, high))
+        spent = {axis: spread([cost(h, axis) for h in entry.runs], greater=True)[0] for axis in AXES}
+        lanes.append(_Lane(entry, tuple(group), tuned or len(group) == 1, mid, low, high, spent))
     return lanes
 
 
@@ -155,7 +172,7 @@ def _goal(lanes: Sequence[_Lane], greater: bool) -> float:
 
 
 def _draw(plot: go.Figure, lane: _Lane, x: str) -> None:
-    """Three traces per method, in this order, so that the menu can address them: band, its edge, the median."""
+    """Three traces per method, in the order that the menu relies on: band, its edge, the median."""
     at, name = lane.spent(x), lane.entry.label
     hidden = {
         "mode": "lines",
@@ -181,13 +198,16 @@ def _sweep(plot: go.Figure, lane: _Lane, rank_by: Any, greater: bool) -> None:
     mid = [middle(s, greater) for s in scores]
     here = lane.sweep.index(lane.entry)
     plot.add_scatter(
-        x=[e.lr for e in lane.sweep], y=mid, name=lane.entry.label, legendgroup=lane.entry.label, showlegend=False,
+        x=[e.lr for e in lane.sweep], y=mid, name=lane.entry.label, legendgroup=lane.entry.label,
+        showlegend=False,
         mode="lines+markers", line=lane.look.line(2.5), marker=lane.look.points(9), row=1, col=2,
         hovertemplate="lr %{x:.3g}: %{y:.4g}<extra>" + lane.entry.label + "</extra>",
     )  # fmt: skip
     plot.add_scatter(
-        x=[lane.entry.lr], y=[mid[here]], name="chosen", legendgroup=lane.entry.label, showlegend=False, mode="markers",
-        marker={"symbol": "circle-open", "size": 22, "color": lane.look.colour, "line": {"width": 3}}, row=1, col=2,
+        x=[lane.entry.lr], y=[mid[here]], name="chosen", legendgroup=lane.entry.label, showlegend=False,
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 22, "color": lane.look.colour, "line": {"width": 3}}, row=1,
+        col=2,
         hovertemplate="chosen: lr %{x:.3g}, %{y:.4g}<extra>" + lane.entry.label + "</extra>",
     )  # fmt: skip
 
@@ -205,7 +225,7 @@ def _axis_type(lanes: Sequence[_Lane], x: str) -> str:
     )
 
 
-def _axes(plot: go.Figure, lanes: Sequence[_Lane], x: str, name: str, score: str | None, swept: bool) -> None:
+def _axes(plot: go.Figure, lanes: Sequence[_Lane], x: str, name: str, told: str, swept: bool) -> None:
     kind = ratio_axis(np.concatenate([lane.mid for lane in lanes])) if name.startswith("loss") else "linear"
     plot.update_xaxes(title_text=AXES[x], type=_axis_type(lanes, x), row=1, col=1)
     every = np.concatenate([lane.mid for lane in lanes])
@@ -213,8 +233,7 @@ def _axes(plot: go.Figure, lanes: Sequence[_Lane], x: str, name: str, score: str
     plot.update_yaxes(title_text=name, **ticks, row=1, col=1)
     if swept:
         plot.update_xaxes(title_text="learning rate (ring: chosen)", type="log", dtick=1, row=1, col=2)
-        ranked = score.replace("_", " ") if score else f"last {name}"
-        plot.update_yaxes(title_text=ranked, **({} if score else ticks), row=1, col=2)
+        plot.update_yaxes(title_text=told, **(ticks if told.startswith("last") else {}), row=1, col=2)
 
 
 def _menu(plot: go.Figure, lanes: Sequence[_Lane], x: str) -> None:
@@ -225,7 +244,8 @@ def _menu(plot: go.Figure, lanes: Sequence[_Lane], x: str) -> None:
             "label": AXES[axis].partition(" (s")[0], "method": "update",
             "args": [
                 {"x": [lane.spent(axis) for lane in lanes for _ in range(3)]},
-                {"xaxis.title.text": AXES[axis], "xaxis.type": _axis_type(lanes, axis), "xaxis.autorange": True},
+                {"xaxis.title.text": AXES[axis], "xaxis.type": _axis_type(lanes, axis),
+                "xaxis.autorange": True},
                 list(range(3 * len(lanes))),
             ],
         }
@@ -235,7 +255,8 @@ def _menu(plot: go.Figure, lanes: Sequence[_Lane], x: str) -> None:
         active = known.index(x) if x in known else 0
         plot.update_layout(
             updatemenus=[{
-                "buttons": buttons, "active": active, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
+                "buttons": buttons, "active": active, "x": 0, "xanchor": "left", "y": 1.02,
+                "yanchor": "bottom",
                 "direction": "down", "showactive": True, "font": {"size": 15},
             }],
             margin={"t": 140},
@@ -261,11 +282,17 @@ def _table(lanes: Sequence[_Lane], goal: float, greater: bool, rank_by: Any, nam
         finite = [v for v in finals if math.isfinite(v)] or [math.nan]
         row: dict[str, Any] = {
             "method": lane.entry.label, "lr": lane.entry.lr if lane.entry.lr >= 0 else math.nan,
-            "lrs tried": len(lane.sweep), "seeds": len(finals), "diverged": sum(not math.isfinite(v) for v in finals),
+            "lrs tried": len(lane.sweep), "seeds": len(finals),
+            "diverged": sum(not math.isfinite(v) for v in finals),
             f"{name} (median)": middle(finals, greater), "lowest": min(finite), "highest": max(finite),
         }  # fmt: skip
         if math.isfinite(goal):
             row[f"steps to {brief(goal)}"] = _reached(lane, goal, greater)
+        tests = [number(h.scores["test"]) for h in lane.entry.runs if "test" in h.scores]
+        if tests:
+            row[_score_name(lane.entry.runs[0], "test")] = middle(
+                tests, _greater(lane.entry.runs[0], "test", None)
+            )
         row |= {axis.replace("_", " "): float(lane.spent(axis)[-1]) for axis in AXES}
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -283,12 +310,14 @@ def _words(
 ) -> str:
     column = next(c for c in table.columns if c.endswith("(median)"))
     order = table.sort_values(column, ascending=not ranked)
+    columns = (order[c] for c in ("method", column, "lowest", "highest", "seeds"))
     parts = [
-        f"{m} {brief(v)}" + (f" ({brief(lo)} to {brief(hi)})" if n > 1 else "")
-        for m, v, lo, hi, n in zip(order["method"], order[column], order["lowest"], order["highest"], order["seeds"], strict=True)
-    ]  # fmt: skip
+        f"{name} {brief(value)}" + (f" ({brief(low)} to {brief(high)})" if count > 1 else "")
+        for name, value, low, high, count in zip(*columns, strict=True)
+    ]
     seeds = int(table["seeds"].max())
-    text = f"Last {column.removesuffix(' (median)')}, best first, {'median (range) over seeds' if seeds > 1 else 'one seed'}: "
+    over = "median (range) over seeds" if seeds > 1 else "one seed"
+    text = f"{column.removesuffix(' (median)').capitalize()}, best first, {over}: "
     text += "; ".join(parts) + "."
     if math.isfinite(goal):
         steps = [_reached(lane, goal, greater) for lane in lanes]
@@ -302,7 +331,9 @@ def _words(
         if len(tried) < 2:
             text += f" {lane.entry.label} was run at one learning rate only: it is not tuned."
         elif lane.entry.lr in (tried[0].lr, tried[-1].lr):
-            text += f" {lane.entry.label}'s learning rate is at the edge of its sweep: a better one may lie outside."
+            text += (
+                f" {lane.entry.label}'s learning rate is at the edge of its sweep; a better one may exist."
+            )
         if not lane.tuned:
             text += f" {lane.entry.label}'s learning rate was picked here, by its best last value."
         broken = sum(not math.isfinite(rank_by(h)) for h in lane.entry.runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,9 @@ from .data import (
     array,
     brief,
     chosen,
+    floor_by_step,
     label,
     listed,
-    number,
     plural,
     residual,
     setting,
@@ -28,12 +28,17 @@ from .figure import Figure, blank
 from .style import GREY, INK, layout, log_ticks, ratio_axis, say, style
 
 
-def loss(histories: History | Iterable[History], *, log: bool | None = None) -> Figure:
+def loss(
+    histories: History | Iterable[History],
+    *,
+    floor: float | Sequence[float] | None = None,
+    log: bool | None = None,
+) -> Figure:
     """Residual loss against optimizer steps: a staircase with one step per round.
 
-    One history shows the loss inside every round, before and after it on its own batch, the probe batch, and the
-    floor where `settings["floor"]` knows one (Eckart–Young's tail, the teacher). Several are compared on the probe.
-    `log`: logarithmic loss axis; default: where the losses span more than a factor of eight.
+    One history shows the loss inside every round, before and after it on its own batch, the probe batch, and
+    the floor where `settings["floor"]` knows one (Eckart–Young's tail, the teacher). Several are compared on
+    the probe. `log`: logarithmic loss axis; default: where the losses span more than a factor of eight.
     """
     runs = chosen(listed(histories))
     if not any(len(h) for h in runs):
@@ -58,12 +63,11 @@ def loss(histories: History | Iterable[History], *, log: bool | None = None) -> 
             hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
         )  # fmt: skip
         shown.add(name)
-    floor = number(setting(runs[0], "floor"))
-    last = max(r.step for h in runs for r in h)
-    if np.isfinite(floor):
+    if (least := floor_by_step(runs[0], floor)) is not None:
         plot.add_scatter(
-            x=[0, last], y=[floor, floor], mode="lines", name=str(setting(runs[0], "floor_name", "floor")),
-            line={"color": INK, "dash": "dot", "width": 2}, hovertemplate="floor: %{y:.4g}<extra></extra>",
+            x=least[0], y=least[1], mode="lines", name=str(setting(runs[0], "floor_name", "floor")),
+            line={"color": INK, "dash": "dot", "width": 2, "shape": "hv"},
+            hovertemplate="floor: %{y:.4g}<extra></extra>",
         )  # fmt: skip
     who = subject(one) if one else f"{len(shown)} methods"
     layout(plot, f"Residual loss, round by round: {who}")
@@ -85,7 +89,7 @@ def loss(histories: History | Iterable[History], *, log: bool | None = None) -> 
             x=step, line={"color": INK, "dash": "dash", "width": 2}, annotation_position="top left",
             annotation_text=f"diverged in round {one[broken[0]].index}", annotation_font_size=16,
         )  # fmt: skip
-    return Figure(plot, _words(one) if one else _compared(runs), _table(runs))
+    return Figure(plot, _words(one, floor) if one else _compared(runs), _table(runs))
 
 
 def _inside(plot: go.Figure, history: History) -> None:
@@ -118,7 +122,7 @@ def _diverged(history: History) -> int | None:
     return first if first < len(history) else None
 
 
-def _words(history: History) -> str:
+def _words(history: History, floor: float | Sequence[float] | None = None) -> str:
     values, where = residual(history)
     name, rounds = label(history), plural(len(history), "round")
     finite = np.flatnonzero(np.isfinite(values))
@@ -134,9 +138,8 @@ def _words(history: History) -> str:
         half = gains[len(gains) // 2 :]
         text += f" The largest gain, {brief(float(gains[best]))}, came in round {history[best].index};"
         text += f" the second half of the rounds gained {brief(float(np.nansum(half)))}."
-    floor = number(setting(history, "floor"))
-    if np.isfinite(floor):
-        text += f" The floor is {brief(floor)}; the run ends {brief(last - floor)} above it."
+    if (least := floor_by_step(history, floor)) is not None:
+        text += f" The floor is {brief(least[1][-1])}; the run ends {brief(last - least[1][-1])} above it."
     if (broken := _diverged(history)) is not None:
         text += f" From round {history[broken].index} on the loss is not a number: the run diverged."
     return text

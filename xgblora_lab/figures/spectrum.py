@@ -1,4 +1,4 @@
-"""Figure 2: the singular spectrum of the accumulated update, scrubbed round by round beside the residual loss."""
+"""Figure 2: the singular spectrum of the accumulated update, round by round, beside the residual loss."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from ..records import History
 from .data import (
     Array,
     brief,
-    number,
+    floor_by_step,
     plural,
     residual,
-    setting,
     single,
     spectra,
     starting_loss,
@@ -28,7 +27,7 @@ from .data import (
 from .figure import Figure, blank
 from .style import BLACK, HEAT, INK, VERMILLION, layout, log_ticks, style
 
-MISSING = "No spectrum was measured: add the Spectrum() hook to the bench, Bench(…, hooks=[Spectrum()]), and run again."
+MISSING = "No spectrum was measured: add the hook, Bench(…, hooks=[Spectrum()]), and run again."
 GHOSTS = ("#C9C9C9", "#A3A3A3", "#7D7D7D", "#555555")  # earlier rounds are paler
 
 
@@ -40,13 +39,13 @@ def spectrum(
     rounds: Sequence[int] | None = None,
     top: int = 64,
 ) -> Figure:
-    """Singular values of one module's accumulated update after every round, with a slider that needs no kernel.
+    """Singular values of a module's accumulated update after every round, with a slider that needs no kernel.
 
-    Left the spectrum after the round under the slider, over those of some chosen `rounds` (default: four, evenly
-    spaced) and the target; right a heat map rounds × singular index, and below it the residual loss.
-    `module`: default the one with the largest accumulated update (Frobenius norm). `target`: module → singular
-    values, or the History of full fine-tuning; default `settings["truth_spectrum"]`. `top`: largest index drawn.
-    Raises ValueError for a module that no round measured.
+    Left the spectrum after the round under the slider, over those of some chosen `rounds` (default: four,
+    evenly spaced) and the target; right a heat map rounds × singular index, and below it the residual loss.
+    `module`: default the one with the largest accumulated update (Frobenius norm). `target`: module →
+    singular values, or the History of full fine-tuning; default `settings["truth_spectrum"]`. `top`: largest
+    index drawn. Raises ValueError for a module that no round measured.
     """
     history = single(history)
     indices, found = spectra(history)
@@ -63,7 +62,8 @@ def spectrum(
     pick = _spread(indices) if rounds is None else [indices.index(t) for t in rounds if t in indices]
 
     plot = make_subplots(
-        rows=2, cols=2, specs=[[{"rowspan": 2}, {}], [None, {}]], column_widths=[0.45, 0.55], row_heights=[0.66, 0.34],
+        rows=2, cols=2, specs=[[{"rowspan": 2}, {}], [None, {}]], column_widths=[0.45, 0.55],
+        row_heights=[0.66, 0.34],
         horizontal_spacing=0.13, vertical_spacing=0.1,
     )  # fmt: skip
     if goal is not None:
@@ -74,8 +74,9 @@ def spectrum(
         )  # fmt: skip
     for shade, p in zip(GHOSTS[-len(pick) :], pick, strict=False):
         plot.add_scatter(
-            x=np.arange(1, len(rows[p]) + 1), y=rows[p], name=f"after round {indices[p]}", mode="lines",
-            line={"color": shade, "width": 2}, row=1, col=1,
+            x=np.arange(1, len(rows[p]) + 1), y=rows[p], name=f"after round {indices[p]}",
+            mode="lines+markers",
+            line={"color": shade, "width": 2}, marker={"size": 5}, row=1, col=1,
         )  # fmt: skip
     look = style(history.method)
     plot.add_scatter(
@@ -91,14 +92,14 @@ def spectrum(
     moving = [current, len(plot.data) - 2, len(plot.data) - 1]
     words = tuple(_frame_words(t, s, v) for t, s, v in zip(indices, found[name], losses, strict=True))
     plot.frames = [
-        go.Frame(
-            name=str(t), traces=moving,
-            data=[
+        {
+            "name": str(t), "traces": moving,
+            "data": [
                 {"type": "scatter", "y": rows[i]},
                 {"type": "scatter", "x": _line_at(t, width)["x"]},
                 {"type": "scatter", "x": [t], "y": [losses[i]]},
             ],
-        )
+        }
         for i, t in enumerate(indices)
     ]  # fmt: skip
     note = f"{name}" + (f" · the {width} largest of {longest} singular values" if longest > width else "")
@@ -111,7 +112,7 @@ def spectrum(
 
 
 def _visible(values: Array, width: int) -> Array:
-    """Padded to `width`; numerical zeros (below 1e-6 of the largest) become gaps, which a log axis can draw."""
+    """Padded to `width`; numerical zeros (below 1e-6 of the largest) are gaps, as on any log axis."""
     padded = np.full(width, np.nan)
     padded[: min(width, len(values))] = values[:width]
     largest = np.nanmax(padded) if np.isfinite(padded).any() else 0.0
@@ -130,10 +131,13 @@ def _heat(plot: go.Figure, indices: Sequence[int], rows: Sequence[Array], width:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (-1.0, 0.0)
     ticks = np.linspace(low, high, 4) if high > low else np.array([low])
     plot.add_heatmap(
-        x=indices, y=np.arange(1, width + 1), z=z, zmin=low, zmax=max(high, low + 1e-9), colorscale=HEAT, row=1, col=2,
-        customdata=np.array(rows).T, hovertemplate="round %{x}, σ<sub>%{y}</sub> = %{customdata:.3g}<extra></extra>",
+        x=indices, y=np.arange(1, width + 1), z=z, zmin=low, zmax=max(high, low + 1e-9), colorscale=HEAT,
+        row=1, col=2,
+        customdata=np.array(rows).T,
+        hovertemplate="round %{x}, σ<sub>%{y}</sub> = %{customdata:.3g}<extra></extra>",
         colorbar={
-            "title": {"text": "σ<sub>i</sub>", "side": "top"}, "len": 0.62, "y": 1, "yanchor": "top", "thickness": 16,
+            "title": {"text": "σ<sub>i</sub>", "side": "top"}, "len": 0.62, "y": 1, "yanchor": "top",
+            "thickness": 16,
             "tickvals": ticks, "ticktext": [f"{10**t:.2g}" for t in ticks],
         },
     )  # fmt: skip
@@ -142,15 +146,16 @@ def _heat(plot: go.Figure, indices: Sequence[int], rows: Sequence[Array], width:
 def _loss(plot: go.Figure, history: History, indices: Sequence[int]) -> Array:
     values = dict(zip((r.index for r in history), residual(history)[0], strict=True))
     plot.add_scatter(
-        x=list(values), y=list(values.values()), mode="lines", showlegend=False, line=style(history.method).line(2.5),
+        x=list(values), y=list(values.values()), mode="lines", showlegend=False,
+        line=style(history.method).line(2.5),
         hovertemplate="round %{x}: %{y:.4g}<extra>residual loss</extra>", row=2, col=2,
     )  # fmt: skip
-    floor = number(setting(history, "floor"))
-    if np.isfinite(floor):
+    if (least := floor_by_step(history)) is not None:
+        rounds = list(values) if len(least[1]) > 2 else [min(values), max(values)]
+        floor = least[1][-len(rounds) :]
         plot.add_scatter(
-            x=[min(values), max(values)], y=[floor, floor], mode="lines", showlegend=False,
-            line={"color": INK, "dash": "dot", "width": 2}, row=2, col=2,
-            hovertemplate="floor: %{y:.4g}<extra></extra>",
+            x=rounds[: len(floor)], y=floor, mode="lines", showlegend=False, row=2, col=2,
+            line={"color": INK, "dash": "dot", "width": 2}, hovertemplate="floor: %{y:.4g}<extra></extra>",
         )  # fmt: skip
     return np.array([values[t] for t in indices])
 
@@ -203,7 +208,12 @@ def _axes(
     few = {"dtick": 1} if len(indices) <= 8 else {}
     plot.update_xaxes(range=edges, **few, showticklabels=False, row=1, col=2)
     plot.update_xaxes(range=edges, **few, title_text="round t", row=2, col=2)
-    plot.update_yaxes(title_text=f"loss ({unit(history)})", nticks=4, row=2, col=2)
+    plot.update_yaxes(
+        title_text="residual loss" if len(unit(history)) > 8 else f"loss ({unit(history)})",
+        nticks=4,
+        row=2,
+        col=2,
+    )
 
 
 def _slider(plot: go.Figure, indices: Sequence[int]) -> None:
@@ -222,7 +232,8 @@ def _slider(plot: go.Figure, indices: Sequence[int]) -> None:
     ]
     plot.update_layout(
         sliders=[{
-            "steps": steps, "active": len(steps) - 1, "x": 0.14, "len": 0.86, "y": -0.33, "yanchor": "top", "pad": {"t": 10},
+            "steps": steps, "active": len(steps) - 1, "x": 0.14, "len": 0.86, "y": -0.33, "yanchor": "top",
+            "pad": {"t": 10},
             "currentvalue": {"prefix": "after round ", "font": {"size": 18}}, "font": {"size": 13},
         }],
         updatemenus=[{
@@ -251,7 +262,8 @@ def _words(
 ) -> str:
     last = rows[-1]
     tops = ", ".join(brief(float(v)) for v in last[:3]) or "none"
-    text = f"{subject(history)}, module {name}, {plural(len(indices), 'measured round')} (the last is {indices[-1]}): "
+    text = f"{subject(history)}, module {name}, {plural(len(indices), 'measured round')}"
+    text += f" (the last is {indices[-1]}): "
     text += f"the accumulated update's largest singular values are now {tops}."
     start = starting_loss(history)
     text += f" Residual loss {brief(start)} before, {brief(float(residual(history)[0][-1]))} after."

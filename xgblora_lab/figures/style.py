@@ -1,7 +1,7 @@
 """One visual language: a colour, a dash and a marker per method, the same in every figure.
 
-Colours are Okabe and Ito's palette without its yellow, which vanishes on white when projected. Dash and marker
-repeat what the colour says, for readers who do not see it and for prints in grey.
+Colours are Okabe and Ito's palette without its yellow, which vanishes on white when projected. Dash and
+marker repeat what the colour says, for readers who do not see it and for prints in grey.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def say(figure: go.Figure, message: str, **place: Any) -> go.Figure:
 
 
 def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
-    """Axis settings with whole numbers as ticks (1, 2, 5, 10 …), since plotly's own show bare digits between."""
+    """Axis settings with whole numbers as ticks (1, 2, 5, 10 …): plotly's own are bare digits between."""
     import numpy as np
 
     found = np.ravel(np.asarray(values, dtype=float))
@@ -146,7 +146,7 @@ def wrapped(text: str, width: int = 60) -> str:
     """Plotly breaks lines only where it is told to."""
     import textwrap
 
-    return "<br>".join(textwrap.wrap(text, width))
+    return "<br>".join(textwrap.wrap(text, width, break_on_hyphens=False))
 
 
 def ratio_axis(values: Any, factor: float = 8.0) -> str:

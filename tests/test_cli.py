@@ -1,0 +1,222 @@
+"""The command line: help a student can read, one sentence per refusal, JupyterLab with the notebook open."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from xgblora_lab import cli, notebooks
+
+SOURCE = """\
+# %% [markdown]
+# # A test notebook
+
+# %% tags=["parameters"]
+profile: str = "laptop"  # "ci" | "laptop" | "classroom"
+rounds: int = 3  # how many
+
+# %%
+print(profile, rounds)
+"""
+
+
+def package(root: Path, *, clone: bool) -> Path:
+    """A folder laid out like a clone of the repository, or like an installed wheel."""
+    home = root / "notebooks"
+    (home / "source").mkdir(parents=True)
+    (home / "source" / "01_first.py").write_text(SOURCE)
+    (home / "source" / "02_second.py").write_text(SOURCE)
+    notebooks.build(home)
+    if not clone:
+        (root / "xgblora_lab").mkdir()
+        home.rename(root / "xgblora_lab" / "_notebooks")
+    return root / "xgblora_lab"
+
+
+@pytest.fixture(params=["clone", "wheel"])
+def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with the package laid out as a clone or as a wheel."""
+    monkeypatch.setattr(
+        notebooks, "_PACKAGE", package(tmp_path / "installed", clone=request.param == "clone")
+    )
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit code of the console script."""
+    monkeypatch.setattr(sys, "argv", ["xgblora-lab", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("command", ["open", "run", "race"])
+def test_every_command_explains_itself(command: str) -> None:
+    overview = CliRunner().invoke(cli.app, ["--help"]).output
+    assert command in overview
+    assert (
+        "Usage: xgblora-lab"
+        in CliRunner().invoke(cli.app, [command, "--help"], prog_name="xgblora-lab").output
+    )
+    parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
+    assert parameters
+    assert all(len(parameter.help) > 10 for parameter in parameters)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['xgblora-lab', '--help']\n"
+        "from xgblora_lab import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'plotly', 'papermill'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["run", "seven"],
+            "seven is neither a file nor one of our notebooks: give a path or one of 01_first, 02_",
+        ),
+        (["run", "0"], "0 is neither a file"),
+        (["run", "_"], "_ fits several notebooks: give a path or one of 01_first, 02_second."),
+        (
+            ["run", "1", "-p", "rouds=9"],
+            "01_first.ipynb has no parameter rouds; it has profile (str, default",
+        ),
+        (["run", "1", "-p", "rounds=many"], "The parameter rounds of 01_first.ipynb is int; 'many' is not."),
+        (["run", "1", "-p", "rounds"], "'rounds' is no parameter: write -p name=value."),
+        (["run", "1", "--timeout", "0"], "must be more than 0 seconds"),
+        (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_exit_code_2(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("xgblora-lab: ")
+    assert len(error.splitlines()) == 1
+    assert list(here.iterdir()) == []
+
+
+def test_traceback_on_request(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli._options, "traceback", False)
+    monkeypatch.setattr(sys, "argv", ["xgblora-lab", "--traceback", "run", "seven"])
+    with pytest.raises(FileNotFoundError):
+        cli.main()
+
+
+def test_run_writes_the_notebook_and_the_page(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        call(monkeypatch, "run", "1", "--profile", "ci", "-p", "rounds=9", "-o", "out.ipynb", "--html") == 0
+    )
+    assert nbformat.read(here / "out.ipynb", as_version=4).cells[-1].outputs[0].text == "ci 9\n"
+    assert "ci 9" in (here / "out.html").read_text()
+
+
+def test_run_lists_parameters_and_protects_its_input(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "run", "first", "--list") == 0
+    assert "rounds: int = 3  # how many" in capsys.readouterr().out
+    mine = here / "mine.ipynb"
+    mine.write_bytes(notebooks.find("2").read_bytes())
+    assert call(monkeypatch, "run", "mine.ipynb", "-o", "mine.ipynb") == 2
+    assert mine.read_bytes() == notebooks.find("2").read_bytes()
+
+
+def test_open_headless_executes_and_keeps_the_readers_files(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = here / "xgblora-notebooks" / "02_second.ipynb"
+    if not notebooks.in_clone():
+        own.parent.mkdir()
+        own.write_text("my work")
+    assert call(monkeypatch, "open", "--headless") == 0
+    assert "runs/01_first.ipynb and runs/01_first.html" in capsys.readouterr().out.replace("\\", "/")
+    assert nbformat.read(here / "runs" / "01_first.ipynb", as_version=4).cells[-1].outputs[0].text == "ci 3\n"
+    if notebooks.in_clone():
+        assert not own.parent.exists()
+    else:
+        assert own.read_text() == "my work"
+        assert (own.parent / "01_first.ipynb").is_file()
+
+
+def fetch(address: str, tries: int = 60) -> bytes:
+    """JupyterLab prints its address a moment before it listens there."""
+    for remaining in reversed(range(tries)):
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                return bytes(answer.read())
+        except urllib.error.URLError:
+            if not remaining:
+                raise
+            time.sleep(0.5)
+    raise AssertionError
+
+
+def test_open_starts_jupyterlab_on_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    source = tmp_path / "01_first.py"
+    source.write_text(SOURCE)
+    notebook = tmp_path / "notes" / "01_first.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text(notebooks.text(notebooks.convert(source)))
+    command = [
+        sys.executable,
+        "-m",
+        "xgblora_lab.cli",
+        "open",
+        str(notebook),
+        "--no-browser",
+        "--port",
+        str(port),
+    ]
+    server = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    watchdog = threading.Timer(120, server.kill)
+    watchdog.start()
+    try:
+        assert server.stderr is not None
+        pattern = re.compile(rf"http://127\.0\.0\.1:{port}/lab/tree/01_first\.ipynb\?token=(\w+)")
+        token = next((match[1] for line in server.stderr if (match := pattern.search(line))), None)
+        assert token, "JupyterLab did not say where the notebook is open"
+        address = f"http://127.0.0.1:{port}/api/contents/01_first.ipynb?token={token}"
+        served = json.loads(fetch(address))
+        assert served["type"] == "notebook"
+        assert "A test notebook" in json.dumps(served["content"])
+    finally:
+        watchdog.cancel()
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)

@@ -1,0 +1,129 @@
+"""The repository's habits: style, types, a README that counts, nothing of one machine in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import layout
+import pytest
+from layout import ROOT
+
+import xgblora_lab
+
+LIMITS = {
+    ".safetensors": 12_000_000,
+    ".json": 2_000_000,
+    ".html": 2_000_000,
+    ".svg": 1_000_000,
+    ".png": 1_000_000,
+}
+
+
+@pytest.fixture(scope="module")
+def paths() -> list[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what belongs to the repository is unknown")
+    return layout.files()
+
+
+def tool(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-5000:]}{done.stderr[-5000:]}"
+
+
+def test_ruff_check() -> None:
+    tool("ruff", "check", "--quiet", ".")
+
+
+def test_ruff_format() -> None:
+    tool("ruff", "format", "--check", "--quiet", ".")
+
+
+def test_mypy() -> None:
+    tool("mypy")
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in xgblora_lab.__all__:
+        assert getattr(xgblora_lab, name).__doc__, name
+    assert set(xgblora_lab.__all__) <= set(dir(xgblora_lab))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = xgblora_lab.nothing
+
+
+def test_a_function_keeps_its_name_beside_a_module_of_that_name() -> None:
+    code = (
+        "import xgblora_lab.race, xgblora_lab.planted, types\n"
+        "from xgblora_lab.races import race as direct\n"
+        "assert isinstance(xgblora_lab.race, types.FunctionType) and xgblora_lab.race is direct"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_type_checkers_see_what_is_exported() -> None:
+    tree = ast.parse(Path(xgblora_lab.__file__).read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    seen = {a.asname or a.name for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen == set(xgblora_lab.__all__)
+
+
+def test_the_readme_counts_the_files(paths: list[str]) -> None:
+    _, inside, _ = layout.split((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert inside == layout.layout(paths), "run `python tests/layout.py`"
+
+
+def test_the_readmes_links_and_files_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", readme):
+        assert (ROOT / target).exists(), target
+
+
+def test_ci_finds_the_readmes_test_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.findall(r"^<!-- test -->\n```bash\n(.+)\n```\n<!-- /test -->$", readme, flags=re.MULTILINE)
+    assert len(block) == 1
+    assert "-m venv" in block[0]
+    assert "pytest" in block[0]
+
+
+def test_the_version_is_one() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{xgblora_lab.__version__}"\n' in pyproject
+    assert f"\n## {xgblora_lab.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_nothing_of_one_machine_is_in_the_repository(paths: list[str]) -> None:
+    # written in pieces, so that this file does not hold what it looks for
+    homes = [
+        "/" + "root/",
+        "/" + "home/[a-z]",
+        "/" + "Users/[a-z]",
+        "/" + "work/",
+        "/" + "opt/",
+        r"[A-Z]:\\" + "Users",
+    ]
+    hosts = ["pypi" + r"\.org", "python" + "hosted", r"download\." + "pytorch"]
+    pattern = re.compile("|".join(homes + hosts))
+    for path in paths:
+        if Path(path).suffix not in (".safetensors", ".png"):
+            found = pattern.search((ROOT / path).read_text(encoding="utf-8"))
+            assert found is None, f"{path} names {found[0]}"
+
+
+def test_files_stay_small(paths: list[str]) -> None:
+    for path in paths:
+        size = (ROOT / path).stat().st_size
+        assert size <= LIMITS.get(Path(path).suffix, 100_000), f"{path} has {size} bytes"
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = readme.split("<!-- example -->\n```python\n")[1].split("```\n<!-- /example -->")[0]
+    assert len(code.splitlines()) <= 21
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=250)
+    assert (tmp_path / "runs" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs" / "merged" / "model.safetensors").is_file()
