@@ -188,3 +188,17 @@ def test_the_real_language_models(shared: Path) -> None:
         fresh = type(model)(model.config)
         assert bits < 1.6
         assert 1.5 * bits < task.evaluate(fresh, limit=64)["bits_per_byte"]
+
+
+@pytest.mark.skipif(
+    not (models.LAB / "model.safetensors").exists(), reason=f"no lab weights; {models.PRETRAIN}"
+)
+def test_the_lab_model_on_the_embedded_data() -> None:
+    model, task = load(limit=8)
+    assert (task.name, task.kind, len(task.labels)) == ("pydocs", "classification", model.config.num_labels)
+    assert task.evaluate(model, limit=8)["loss"] < 10
+    language, text = load("lab", "pydocs", kind="causal-lm", limit=8)
+    fresh = type(language)(language.config)
+    assert text.evaluate(language, limit=8)["loss"] < text.evaluate(fresh, limit=8)["loss"] - 0.5
+    _, planted = load("lab", "planted", sequences=8, length=8, rank=2)
+    assert planted.size() == 8

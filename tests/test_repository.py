@@ -58,7 +58,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 def test_a_function_keeps_its_name_beside_a_module_of_that_name() -> None:
     code = (
         "import xgblora_lab.race, xgblora_lab.planted, types\n"
-        "from xgblora_lab.races import race as direct\n"
+        "from xgblora_lab.race import race as direct\n"
         "assert isinstance(xgblora_lab.race, types.FunctionType) and xgblora_lab.race is direct"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -52,7 +52,6 @@ __all__ = [
     "Method",
     "Probe",
     "Race",
-    "Race",
     "Round",
     "Spectrum",
     "Stop",

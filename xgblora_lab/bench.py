@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xgblora_lab import spectra
 from xgblora_lab.adapters import dense_weight, find_modules, head_parameters, weight_shape
-from xgblora_lab.ensemble import Ensemble, load_tensors, replaced_folder
+from xgblora_lab.ensemble import Ensemble
 from xgblora_lab.hooks import Checkpoint, Hook
-from xgblora_lab.methods.base import Method, adamw, load_optimizer_tensors, optimizer_tensors
-from xgblora_lab.records import History, Round
+from xgblora_lab.methods.base import Method
+from xgblora_lab.records import History, Round, short_name
+from xgblora_lab.rewinding import Rewinding
 from xgblora_lab.trainer import Batch, Trainer, seed_dropout, state_bytes
 from xgblora_lab.weights import LiveWeights
 
@@ -37,7 +39,7 @@ T = TypeVar("T")
 _open_benches: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Bench]] = weakref.WeakKeyDictionary()
 
 
-class Bench:
+class Bench(Rewinding):
     """A model, a task and a method, stepped round by round.
 
     model: any `nn.Module` with linear maps; it is frozen, and put back to its base by `close()`. A model
@@ -123,7 +125,7 @@ class Bench:
         Stop taking from it at any time; going on later is the same as never having stopped. A hook that
         returns something true from `on_round_end` ends it.
         """
-        self._check_open()
+        self.check_open()
         if n is None:
             n = max(0, self.planned_rounds - len(self.history))
         hooks = list(self.hooks)
@@ -170,7 +172,7 @@ class Bench:
                 self.hooks.remove(hook)
 
     def _round(self, hooks: Sequence[Hook]) -> Round:
-        self._check_open()
+        self.check_open()
         if self._running:
             raise RuntimeError("This bench is inside a round already; wait for it to end.")
         index, first_step = len(self.history), self._step
@@ -303,13 +305,13 @@ class Bench:
 
     def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
         """The task's scores of the model as it is now."""
-        self._check_open()
+        self.check_open()
         with self.accelerator.autocast():
             return self.task.evaluate(self.model, split, limit=limit)
 
     def predict(self, split: str = "dev", limit: int | None = None) -> np.ndarray:
         """The task's predictions of the model as it is now."""
-        self._check_open()
+        self.check_open()
         with self.accelerator.autocast():
             return self.task.predict(self.model, split, limit=limit)
 
@@ -329,160 +331,7 @@ class Bench:
             return self.ensemble.spectrum(name, upto)
         return torch.linalg.svdvals(self.update(name, upto))
 
-    # Looking back
-
-    @contextmanager
-    def at(self, rounds: int) -> Iterator[Bench]:
-        """The model as after `rounds` rounds, for the length of a `with` block."""
-        self._check_rounds(rounds, "look back at its rounds")
-        now = self.state()
-        with self.weights.kept():
-            try:
-                self._load(rounds)
-                yield self
-            finally:
-                self.load_state(now)
-
-    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[dict[str, float]]:
-        """Scores after every round, from round 0 (the base) to now, as a generator.
-
-        Between two values the model is as it was before the call.
-        """
-        return self._staged(lambda: self.evaluate(split, limit))
-
-    def staged_predict(self, split: str = "dev", limit: int | None = None) -> Iterator[np.ndarray]:
-        """Predictions after every round, as `staged_evaluate`; each array is a copy of its own."""
-        return self._staged(lambda: self.predict(split, limit).copy())
-
-    def _staged(self, look: Callable[[], T]) -> Iterator[T]:
-        for t in range(len(self.history) + 1):
-            with self.at(t):
-                value = look()
-            yield value
-
-    def left_out(
-        self, split: str = "dev", limit: int | None = None
-    ) -> Iterator[tuple[int, dict[str, float]]]:
-        """(round, scores without that round's boosters) for every round; the others stay as they are."""
-        self._check_open()
-        if not self.method.additive:
-            raise ValueError(f"{self.method.name} has no separate boosters to leave out; boosting does.")
-        for index in range(len(self.history)):
-            with self.weights.kept():
-                self.weights.replay(b for t, b in enumerate(self.ensemble.active()) if t != index)
-                scores = self.evaluate(split, limit)
-            yield index, scores
-
-    # Going back
-
-    def rewind(self, rounds: int) -> None:
-        """Go back to the model as after `rounds` rounds, bit for bit, and forget what came later."""
-        self._check_rounds(rounds, "be rewound")
-        self._restore(rounds)
-
-    def drop(self, index: int) -> None:
-        """Take one round's boosters out of the model; later rounds stay, though they were fitted with it."""
-        self._check_open()
-        self.ensemble.drop(index)
-        self.weights.replay(self.ensemble.active())
-        self._probe_loss = None
-
-    def _restore(self, rounds: int) -> None:
-        del self.history.rounds[rounds:]
-        self._step = self.history[-1].step if rounds else 0
-        self.ensemble.truncate(rounds)
-        for late in [t for t in self._states if t > rounds]:
-            del self._states[late]
-        for parameter in [*self.method.trainable().values(), *self.head.values()]:
-            parameter.grad = None
-        if self.method.additive:
-            self.method.close(self)
-        self._load(rounds)
-        self._probe_loss = None
-        self.model.eval()
-
-    def _load(self, rounds: int) -> None:
-        if self.method.additive:
-            self.weights.replay(self.ensemble.active(rounds))
-        self.load_state(self._states[rounds])
-
-    def state(self) -> dict[str, Tensor]:
-        """What is needed, beside the ensemble, to go on from here: head, its optimizer, the method's own.
-
-        Tensors on the CPU, by name; `load_state` takes them back.
-        """
-        tensors = {f"method/{n}": t for n, t in self.method.state().items()}
-        tensors |= {f"head/{n}": p.detach().to("cpu", copy=True) for n, p in self.head.items()}
-        if self._head_optimizer is not None:
-            tensors |= optimizer_tensors(self._head_optimizer, self.head, "head_optimizer/")
-        return tensors
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        prefix = "method/"
-        self.method.load_state({n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)})
-        for name, parameter in self.head.items():
-            parameter.data.copy_(state[f"head/{name}"])
-        self._head_optimizer = self._new_head_optimizer()
-        if self._head_optimizer is not None:
-            load_optimizer_tensors(self._head_optimizer, self.head, state, "head_optimizer/")
-
-    def restore(self, folder: str | Path) -> None:
-        """Take over the rounds that `hooks.Checkpoint` wrote; `resume` calls it on a new bench."""
-        folder = Path(folder)
-        history, ensemble = History.load(folder / "history.json"), Ensemble.load(folder)
-        if ensemble.shapes != self.ensemble.shapes:
-            raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
-        ensemble.truncate(len(history))  # a kill may have come between the boosters and the record
-        self.history, self.ensemble = history, ensemble
-        self._step = history[-1].step if len(history) else 0
-        for done in range(len(history) + 1):
-            path = folder / f"state-{done:05d}.safetensors"
-            if path.is_file():
-                self._states[done] = load_tensors(path)
-        if len(history):
-            self._load(len(history))
-        if not self.method.rewindable:
-            self._states.clear()
-        self._probe_loss = None
-
     # The end
-
-    def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
-        """The accumulated update as a PEFT adapter on disk; see `Ensemble.export_peft`."""
-        self._check_open()
-        if not self.method.rewindable:
-            raise ValueError(f"{self.method.name} is no sum of low-rank factors; use export_merged for it.")
-        return self.ensemble.export_peft(folder, self.model, rank, base)
-
-    def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
-        """The tuned model as a `transformers` checkpoint (safetensors) that `from_pretrained` loads."""
-        self._check_open()
-        if not hasattr(self.model, "save_pretrained"):
-            raise ValueError(
-                f"{type(self.model).__name__} is no transformers model; save its state_dict instead."
-            )
-        with self.merged(), replaced_folder(folder, "config.json") as partial:
-            self.model.save_pretrained(partial)  # type: ignore[operator]
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
-
-    @contextmanager
-    def merged(self) -> Iterator[nn.Module]:
-        """The model with everything merged into its weights and no hook on it, for a `with` block."""
-        if self.method.additive or not self.method.rewindable:
-            yield self.model
-            return
-        state = self.state()
-        with self.weights.kept():
-            try:
-                factors = self.method.end_round(self, len(self.history))
-                self.method.close(self)
-                self.weights.merge(factors)
-                yield self.model
-            finally:
-                self.method.start(self)
-                self.load_state(state)
 
     def close(self) -> None:
         """Put the model back to its base, bit for bit, and take every hook off it."""
@@ -511,9 +360,6 @@ class Bench:
 
     # Small things
 
-    def _new_head_optimizer(self) -> torch.optim.Optimizer | None:
-        return adamw(list(self.head.values()), self.method.head_lr, self.method.betas) if self.head else None
-
     def _seed_dropout(self, index: int) -> None:
         seed_dropout(self.seed, index, self.accelerator.process_index)
 
@@ -521,12 +367,14 @@ class Bench:
         import accelerate
         import transformers
 
+        truth: Mapping[str, tuple[Tensor, Tensor]] = getattr(self.task, "truth", {})
         return {
             "options": self.method.options(),
             "label": self.method.label(),
             "lr": self.method.lr,
-            "model": str(getattr(self.model, "name_or_path", "") or type(self.model).__name__),
+            "model": short_name(getattr(self.model, "name_or_path", "")) or type(self.model).__name__,
             "data": self.task.name,
+            "kind": self.task.kind,
             "metric": self.task.metric,
             "greater_is_better": self.task.greater_is_better,
             "steps": self.steps,
@@ -539,24 +387,17 @@ class Bench:
             "precision": str(self.accelerator.mixed_precision),
             "processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
+            "truth_spectrum": {n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
             "versions": {m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
         }
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """RuntimeError where this bench cannot be used any more."""
         if not self._open:
             raise RuntimeError("This bench is closed (a newer bench uses its model); make a new one.")
         if self._interrupted:
             name = self.method.name
             raise RuntimeError(f"{name} was interrupted inside a round and cannot go back; make a new bench.")
-
-    def _check_rounds(self, rounds: int, what: str) -> None:
-        self._check_open()
-        if not self.method.rewindable:
-            raise ValueError(f"{self.method.name} keeps no earlier rounds, so it cannot {what}.")
-        if not 0 <= rounds <= len(self.history):
-            raise IndexError(
-                f"There are {len(self.history)} rounds, 0 is the base; {rounds} is out of range."
-            )
 
 
 def resume(

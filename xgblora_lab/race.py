@@ -1,5 +1,7 @@
-"""Several methods on one task, fairly: the same data order and budget, each method's learning rate tuned on
-the same grid by the dev score, then several seeds at the chosen one; the test score takes part in no choice.
+"""Several methods on one task, fairly.
+
+All see the same data order and budget. Each method's learning rate is tuned on the same grid by the dev
+score; the chosen one runs with several seeds. The test score takes part in no choice.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import nn
 from xgblora_lab.bench import Bench
 from xgblora_lab.hooks import Hook, Stop
 from xgblora_lab.methods import Method, make_method
-from xgblora_lab.records import History, write_json
+from xgblora_lab.records import History, short_name, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,8 +144,8 @@ def race(
     if len(set(labels)) < len(labels):
         raise ValueError(f"Two methods of the race are the same: {', '.join(labels)}.")
     settings = {
-        "model": model if isinstance(model, str | Path) else type(model).__name__,
-        "data": data if isinstance(data, str | Path) else data.name,
+        "model": short_name(model) if isinstance(model, str | Path) else type(model).__name__,
+        "data": short_name(data) if isinstance(data, str | Path) else data.name,
         "lrs": list(lrs),
         "seeds": seeds,
         "steps": steps,

@@ -142,6 +142,12 @@ class History:
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
+def short_name(name: str | Path) -> str:
+    """What a record calls a model or data: the name of a folder or file without its path; a hub id whole."""
+    path = Path(name)
+    return path.resolve().name if str(name) and path.exists() else str(name)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON to a temporary name beside `path`, then rename, so that no reader sees half a file."""
     path = Path(path)

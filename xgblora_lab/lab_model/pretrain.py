@@ -139,7 +139,7 @@ def main(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config).to(device)
+    model: LlamaForCausalLM = LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.adapters import INITS, LowRank, watched, weight_shape
+from xgblora_lab.adapters import INITS, LowRank, factor_dtype, watched, weight_shape
 from xgblora_lab.methods.base import (
     Method,
     booster_parameters,
@@ -169,13 +169,16 @@ def residual_A(
     the mean diagonal of XᵀX. One forward-backward pass on the round's first batch, counted in the record.
     """
     generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + index + 500_009)
-    omegas = {n: torch.randn(weight_shape(m)[0], rank, generator=generator) for n, m in modules.items()}
+    omegas = {}
+    for name, module in modules.items():
+        omega = torch.randn(weight_shape(module)[0], rank, generator=generator)
+        omegas[name] = omega.to(device=bench.accelerator.device, dtype=factor_dtype(module))
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
 
     def collect(name: str, X: Tensor, D: Tensor) -> None:
         used = D.any(dim=1)  # padding has no gradient and is not part of the regression
-        X = X[used].float()
-        seen[name].append((X, D[used].float() @ omegas[name].to(X)))
+        X, D = X[used].to(omegas[name]), D[used].to(omegas[name])
+        seen[name].append((X, D @ omegas[name]))
 
     with watched(dict(modules), collect):
         bench.probe_gradients()
