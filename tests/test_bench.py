@@ -508,3 +508,40 @@ def test_methods_are_made_from_text():
     assert make_method(**{"spec": "lora", **LoRA(rank=3).options()}) == LoRA(rank=3)
     assert LoRA(rank=1).label() == "lora:rank=1"
     assert XGBLoRA().label() == "xgblora"
+
+
+def test_a_half_precision_base_keeps_its_update_to_one_rounding():
+    model = tiny.tiny_llama().bfloat16()
+    base = snapshot(model)
+    bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=3, selection="all"), model, steps=12)
+    bench.run(3, progress=False)
+    three = snapshot(model)
+    bench.run(progress=False)
+    for name, module in bench.modules.items():
+        wanted = (base[f"{name}.weight"].float() + bench.ensemble.update(name)).bfloat16()
+        same = (module.weight == wanted).float().mean()  # the order of a sum may move a tie
+        assert same > 0.99
+        assert not torch.equal(module.weight, base[f"{name}.weight"])
+    assert {B.dtype for B, _ in bench.ensemble[0].values()} == {torch.float32}
+    bench.rewind(3)
+    assert equal(snapshot(model), three)
+
+
+def test_mixed_precision_trains_factors_in_float32():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    plain = bench_of(XGBLoRA(lr=0.05, steps_per_round=3), steps=6).run(progress=False)
+    AcceleratorState._reset_state(True)
+    try:
+        accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+        mixed = bench_of(XGBLoRA(lr=0.05, steps_per_round=3), steps=6, accelerator=accelerator)
+        mixed.run(progress=False)
+    finally:
+        AcceleratorState._reset_state(True)
+    losses = [loss for r in mixed.history for loss in r.losses]
+    exact = [loss for r in plain for loss in r.losses]
+    assert losses == pytest.approx(exact, rel=1e-2)
+    assert losses != exact
+    assert {p.dtype for pair in mixed.ensemble[1].values() for p in pair} == {torch.float32}
+    assert mixed.history.settings["precision"] == "bf16"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import adapters as adapters
     from . import figures as figures
     from . import spectra as spectra
+    from . import widgets as widgets
     from .bench import Bench, resume
     from .ensemble import Ensemble
     from .hooks import Checkpoint, Gradient, Hook, Probe, Spectrum, Stop
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("adapters", "figures", "spectra")
+_SUBMODULES = ("adapters", "figures", "spectra", "widgets")
 _NAMES = {
     "bench": ("Bench", "resume"),
     "ensemble": ("Ensemble",),
@@ -68,6 +69,7 @@ __all__ = [
     "race",
     "resume",
     "spectra",
+    "widgets",
 ]
 
 

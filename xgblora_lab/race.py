@@ -226,14 +226,18 @@ def _maker(
         if task_options:
             raise ValueError(f"{next(iter(task_options))!r} is an option for data given by name.")
         return lambda seed: (model, data)  # type: ignore[return-value]
-    from xgblora_lab.models import load
+    from xgblora_lab.models import load, load_model
 
     made: dict[int, tuple[nn.Module, Task]] = {}
 
     def make(seed: int) -> tuple[nn.Module, Task]:
         if seed not in made:
-            made.clear()  # one at a time: a model may be large
-            made[seed] = load(model, data, seed=seed, **task_options)  # type: ignore[arg-type]
+            text = next((task for _, task in made.values() if data != "planted"), None)  # tokenised once
+            made.clear()  # one model at a time: it may be large
+            if text is None:
+                made[seed] = load(model, data, seed=seed, **task_options)  # type: ignore[arg-type]
+            else:
+                made[seed] = load_model(model, text, seed=seed), text
         return made[seed]
 
     return make

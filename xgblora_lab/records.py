@@ -145,7 +145,7 @@ class History:
 def short_name(name: str | Path) -> str:
     """What a record calls a model or data: the name of a folder or file without its path; a hub id whole."""
     path = Path(name)
-    return path.resolve().name if str(name) and path.exists() else str(name)
+    return Path(os.path.abspath(path)).name if str(name) and path.exists() else str(name)
 
 
 def write_json(path: str | Path, value: Any) -> None:

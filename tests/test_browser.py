@@ -1,0 +1,220 @@
+"""The interactive pieces in JupyterLab, as a reader meets them: a real browser, a real kernel, no network.
+
+Screenshots go to `artifacts/`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parent.parent
+ARTIFACTS = ROOT / "artifacts"
+PATIENCE = 90_000  # milliseconds: the machine may be busy
+
+STEPPER = """\
+from xgblora_lab import Bench, Hook, XGBLoRA, matrix
+from xgblora_lab.widgets import Stepper
+
+class Broken(Hook):
+    broken = True
+
+    def on_step(self, bench, step, loss):
+        if self.broken and len(bench.history) == 3:
+            self.broken = False
+            raise RuntimeError("the hook fell off its hinge")
+
+model, task = matrix()
+bench = Bench(model, task, XGBLoRA(steps_per_round=30, lr=0.05), steps=600, batch_size=1, hooks=[Broken()])
+Stepper(bench)
+"""
+VIEWS = """\
+from synthetic import history, race
+from xgblora_lab.widgets import RaceView, SpectrumExplorer
+
+SpectrumExplorer(history(rounds=12), {"full fine-tuning": history("full", rounds=12, rank=8)})
+# ---
+RaceView(race(seeds=2))
+"""
+CURRENT = """
+() => {
+  const trace = document.querySelector('.js-plotly-plot')?.data?.find(t => /under the slider/.test(t.name));
+  const y = trace && (trace.y._inputArray || trace.y);
+  return y ? Array.from(y).filter(v => v !== null && !Number.isNaN(v)) : null;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab on two notebooks, with a `?token=…` to append; its own settings."""
+    pytest.importorskip("jupyterlab")
+    home = tmp_path_factory.mktemp("lab")
+    notes = home / "notes"
+    notes.mkdir()
+    for name, source in (("stepper", STEPPER), ("views", VIEWS)):
+        cells = [nbformat.v4.new_code_cell(part) for part in source.split("# ---\n")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), notes / f"{name}.ipynb")
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+        "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={notes}", f"--LabApp.user_settings_dir={home / 'settings'}",
+        f"--LabApp.workspaces_dir={home / 'workspaces'}",
+    ]  # fmt: skip
+    paths = [str(ROOT / "tests" / "offline"), str(ROOT / "tests"), str(ROOT)]
+    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    environment = os.environ | {name: str(home / name.lower()) for name in own}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    log = (home / "log").open("wb")
+    server = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api/status?token={token}", server, home / "log")
+        yield f"{address}/lab/tree/NAME?token={token}"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        log.close()
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(180):
+        assert server.poll() is None, f"JupyterLab ended: {log.read_text()[-2000:]}"
+        try:
+            urllib.request.urlopen(address, timeout=30).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"JupyterLab did not answer: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that reaches this machine alone; what it asked of any other fails the test, like its errors."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1500})
+    context.set_default_timeout(PATIENCE)
+    outside: list[str] = []
+    errors: list[str] = []
+
+    def gate(route: Any) -> None:
+        if urlsplit(route.request.url).hostname in ("127.0.0.1", None):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", gate)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert outside == []
+    assert errors == []
+
+
+def run_all(page: Any, address: str, name: str) -> None:
+    """Open a notebook in JupyterLab and run all its cells."""
+    page.goto(address.replace("NAME", f"{name}.ipynb") + "&reset")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.locator(".jp-NotebookPanel-toolbar [data-status=idle]").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
+
+
+def screenshot(page: Any, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}.png")
+
+
+def drawn(page: Any, count: int) -> list[float]:
+    """The spectrum in the page, once it has so many values."""
+    page.wait_for_function(f"() => ({CURRENT})()?.length === {count}")
+    found: list[float] = page.evaluate(CURRENT)
+    return found
+
+
+def test_the_stepper_in_jupyterlab(page: Any, lab: str) -> None:
+    run_all(page, lab, "stepper")
+    step = page.get_by_role("button", name="Next round")
+    status = page.get_by_role("status").filter(has_text=re.compile("base model|Round"))
+    status.filter(has_text="no round yet").wait_for()
+    screenshot(page, "stepper-0-base")
+
+    step.click()
+    status.filter(has_text="Round 0 (1 of 20 planned)").wait_for()
+    first = drawn(page, 1)
+    said = status.inner_text()
+    step.click()
+    status.filter(has_text="Round 1 ").wait_for()
+    second = drawn(page, 2)
+    assert second[0] == pytest.approx(first[0], rel=0.5)
+    assert status.inner_text() != said
+    step.click()
+    status.filter(has_text="Round 2 ").wait_for()
+    drawn(page, 3)
+    screenshot(page, "stepper-1-three-rounds")
+
+    handle = page.get_by_role("slider")
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    status.filter(has_text="Round 0 ").wait_for()
+    assert drawn(page, 1) == first
+    assert status.inner_text() == said
+    screenshot(page, "stepper-2-scrubbed-back")
+
+    step.click()  # the hook raises in round 3
+    alert = page.get_by_role("alert").filter(has_text="RuntimeError")
+    assert alert.inner_text() == "RuntimeError: the hook fell off its hinge"
+    screenshot(page, "stepper-3-error")
+    step.click()  # and the bench goes on
+    status.filter(has_text="Round 3 ").wait_for()
+    alert.wait_for(state="detached")
+    drawn(page, 4)
+
+    page.get_by_label("rounds to run").fill("500")
+    page.get_by_role("button", name="Run", exact=True).click()
+    status.filter(has_text=re.compile("Round ([6-9]|1[0-9]) ")).wait_for()
+    page.get_by_role("button", name="Pause").click()
+    status.filter(has_text="Paused after").wait_for()
+    assert int(re.findall(r"Paused after (\d+) of 500", status.inner_text())[0]) < 499
+    screenshot(page, "stepper-4-paused")
+
+    handle.focus()
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    status.filter(has_text="Round 3 ").wait_for()
+    page.get_by_role("button", name="Drop its boosters").click()
+    status.filter(has_text="Dropped from the model: the boosters of round 3").wait_for()
+    screenshot(page, "stepper-5-dropped")
+    page.get_by_role("button", name="Reset").click()
+    status.filter(has_text="no round yet").wait_for()

@@ -1,0 +1,143 @@
+"""Where a figure is drawn and drawn again: the one live figure of a notebook, or a plain one redrawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import weakref
+from html import escape
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import ipywidgets
+import plotly.graph_objects as go
+
+from ..figures import Figure
+
+Live = bool | Literal["auto"]
+
+_live: Any = None  # the one FigureWidget: each carries 5 MB of plotly.js into a saved notebook
+_owner: weakref.ref[Canvas] | None = None  # the canvas that shows it
+
+
+class Canvas(ipywidgets.VBox):
+    """One drawing area.
+
+    live: True draws into the notebook's one `FigureWidget`, updated in place; the newest canvas has it, and
+    one that had it before goes on with plain figures. False draws plain figures. "auto" is True where
+    anywidget is installed and the notebook is not on Colab. ValueError for True without anywidget.
+    """
+
+    def __init__(self, live: Live = "auto") -> None:
+        if live is True and find_spec("anywidget") is None:
+            raise ValueError('A live figure needs anywidget (pip install anywidget); live="auto" needs none.')
+        self.live = can_be_live() if live == "auto" else live
+        self.figure: Figure | None = None
+        super().__init__(layout={"width": "100%"})
+        if self.live:
+            _take_over(self)
+
+    def draw(self, figure: Figure) -> None:
+        """Show a figure. One without traces is a message, and shown as text."""
+        self.figure = figure
+        if not figure.plot.data:
+            self.children = (ipywidgets.HTML(f"<p>{escape(figure.text)}</p>"),)
+        elif self.live:
+            self.children = (_update_live(_kernelled(figure.plot)),)
+        else:
+            self._redraw()
+
+    def scrub(self, frame: int) -> str:
+        """Show one frame of the present figure, and return its sentence; see `Figure.scrub`."""
+        if self.figure is None:
+            raise ValueError("There is no figure to scrub yet: draw one first.")
+        if self.live:
+            return self.figure.scrub(frame, target=_live)
+        said = self.figure.scrub(frame)
+        self._redraw()
+        return said
+
+    def _redraw(self) -> None:
+        assert self.figure is not None
+        plot = _kernelled(self.figure.plot)
+        self.children = (_frame(plot) if on_colab() else self._output(plot),)
+
+    def _output(self, plot: go.Figure) -> Any:
+        """The same `Output` each time, of a fixed height, so that the page below it does not jump."""
+        old = self.children[0] if self.children else None
+        drawn = old if isinstance(old, ipywidgets.Output) else ipywidgets.Output()
+        drawn.layout.height = f"{plot.layout.height + 10}px"
+        data = {
+            "application/vnd.plotly.v1+json": json.loads(plot.to_json()),
+            "text/plain": self.figure.text if self.figure else "",
+        }
+        drawn.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        return drawn
+
+    def _lose(self) -> None:
+        self.live = False
+        if self.figure is not None:
+            self.draw(self.figure)
+
+
+def on_colab() -> bool:
+    return "google.colab" in sys.modules or "COLAB_NOTEBOOK_ID" in os.environ
+
+
+def can_be_live() -> bool:
+    """Whether this notebook can show a `FigureWidget`."""
+    return find_spec("anywidget") is not None and not on_colab()
+
+
+def _take_over(canvas: Canvas) -> None:
+    global _owner
+    before = _owner() if _owner is not None else None
+    _owner = weakref.ref(canvas)
+    if before is not None and before is not canvas:
+        before._lose()
+
+
+def _update_live(plot: go.Figure) -> Any:
+    """Put a figure into the one live figure; traces of the same kinds stay and get new values."""
+    global _live
+    if _live is None:
+        _live = go.FigureWidget(plot.data, plot.layout)
+        return _live
+    if [t.type for t in _live.data] != [t.type for t in plot.data]:
+        _live.data = ()
+        _live.add_traces(plot.data)
+    else:
+        with _live.batch_update():
+            for old, new in zip(_live.data, plot.data, strict=True):
+                values = new.to_plotly_json()
+                old.update({key: values[key] for key in values if key != "type"}, overwrite=True)
+    _live.layout = plot.layout
+    return _live
+
+
+def _kernelled(plot: go.Figure) -> go.Figure:
+    """Without frames and the controls that play them: here the kernel answers the controls."""
+    if not plot.layout.sliders:
+        return plot
+    # No copy of frames, which are most of a figure of 200 rounds.
+    plain = go.Figure(plot.data, plot.layout)
+    plain.layout.sliders = plain.layout.updatemenus = ()
+    plain.layout.height = plot.layout.height - 100
+    return plain
+
+
+def _frame(plot: go.Figure) -> Any:
+    """The plot in a frame of its own, which loads plotly.js itself.
+
+    On Colab a plotly figure displayed from a widget's callback finds no plotly.js in the page ("Plotly is
+    not defined", googlecolab/colabtools #5889), and scripts inside an `HTML` widget do not run. A frame's do,
+    and Colab is never offline.
+    """
+    page = plot.to_html(include_plotlyjs="cdn", full_html=True, config={"displaylogo": False})
+    height = plot.layout.height + 20
+    return ipywidgets.HTML(
+        f'<iframe title="figure" srcdoc="{escape(page)}" '
+        f'style="width: 100%; height: {height}px; border: 0"></iframe>',
+        layout={"width": "100%"},
+    )

@@ -1,0 +1,113 @@
+"""What the interactive pieces have in common: words beside the figure, and errors that are seen."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import ipywidgets
+
+WIDE = {"width": "100%"}
+LABEL = {"description_width": "initial"}
+
+
+class Panel(ipywidgets.VBox):
+    """Controls, a sentence or two, a place for errors, and canvases, from top to bottom.
+
+    A widget's callback that raises says so nowhere a reader would look; every callback here runs in
+    `guard`, which shows the error in words, with its traceback folded away below.
+    """
+
+    def __init__(self, controls: Sequence[Any], canvases: Sequence[Any]) -> None:
+        self.text = ""  # what is shown in words, as plain text
+        self.error = ""  # the last error, in words; "" after a callback that went well
+        self._quiet = False  # while the code itself moves a control
+        self._words = ipywidgets.HTML(layout=WIDE)
+        self._alert = ipywidgets.HTML(layout=WIDE)
+        self._output = ipywidgets.Output()
+        self._details = ipywidgets.Accordion(
+            [self._output], titles=("Where it happened (traceback)",), layout={"display": "none"}
+        )
+        super().__init__([*controls, self._words, self._alert, self._details, *canvases], layout=WIDE)
+
+    def say(self, *lines: str) -> None:
+        """Show lines of plain text; the first is the heading of what follows."""
+        self.text = "\n".join(line for line in lines if line)
+        first, *rest = self.text.split("\n")
+        body = "".join(f"<br>{escape(line)}" for line in rest)
+        self._words.value = (
+            '<div role="status" aria-live="polite" style="line-height: 1.5; max-width: 75em">'
+            f"<strong>{escape(first)}</strong>{body}</div>"
+        )
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Show what is raised inside in words; an interrupted kernel too, which would end it in a task."""
+        self._show_error(None)
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            self._show_error(error)
+
+    def _show_error(self, error: BaseException | None) -> None:
+        if error is None:
+            self.error = self._alert.value = ""
+            self._details.layout.display = "none"
+            self._output.outputs = ()
+            return
+        self.error = in_words(error)
+        self._alert.value = (
+            '<div role="alert" style="line-height: 1.5; padding: .4em .8em; color: #8B0000; '
+            f'background: #FDECEA; border-left: 4px solid #B00020">{escape(self.error)}</div>'
+        )
+        # An error output, so that what executes notebooks in tests finds it in the widget's state.
+        lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
+        name, value = type(error).__name__, str(error)
+        self._output.outputs = ({"output_type": "error", "ename": name, "evalue": value, "traceback": lines},)
+        self._details.selected_index = None
+        self._details.layout.display = None
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Move controls without their callbacks."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def _on(self, control: Any, callback: Any) -> None:
+        """Call back, guarded, when the reader clicks the button or changes the value."""
+
+        def guarded(event: Any) -> None:
+            if not self._quiet:
+                with self.guard():
+                    callback()
+
+        if isinstance(control, ipywidgets.Button):
+            control.on_click(guarded)
+        else:
+            control.observe(guarded, "value")
+
+
+def in_words(error: BaseException) -> str:
+    """An error as its kind and its sentence."""
+    if isinstance(error, KeyboardInterrupt):
+        return "KeyboardInterrupt: stopped from outside; an unfinished round was taken back."
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def button(name: str, tooltip: str, style: str = "") -> Any:
+    return ipywidgets.Button(
+        description=name, tooltip=tooltip, button_style=style, layout={"width": "auto", "min_width": "6em"}
+    )
+
+
+def row(*controls: Any) -> Any:
+    """Controls side by side, wrapped where the page is narrow."""
+    return ipywidgets.HBox(
+        controls, layout={"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+    )

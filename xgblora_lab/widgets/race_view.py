@@ -1,0 +1,83 @@
+"""`RaceView`: methods on and off, any budget, every learning rate of the sweep."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ipywidgets
+
+from .. import figures
+from ..figures.data import label, number, plural
+from ..figures.entries import AXES, cost, learning_rate
+from ..records import History
+from ..story import histories
+from .canvas import Canvas
+from .panel import LABEL, Panel, row
+
+TUNED = "tuned: each method's chosen one"
+
+
+class RaceView(Panel):
+    """A race, seen from any side.
+
+    race: a `Race`, its histories, or the folder of one (as for `report`). The learning-rate slider goes over
+    the sweep that was run: every method is then shown at that rate, not at the one it was tuned to; one that
+    was not tried there keeps its own. It draws plain figures: the notebook's one live figure is left to the
+    piece that scrubs.
+    """
+
+    def __init__(self, race: Any) -> None:
+        self._runs = [h for h in histories(race) if len(h)]
+        if not self._runs:
+            raise ValueError("No history in this race has a round yet: run the race first.")
+        labels = list(dict.fromkeys(label(h) for h in self._runs))
+        rates = sorted({r for h in self._runs if (r := learning_rate(h)) > 0})
+        known = [axis for axis in AXES if any(math.isfinite(number(cost(h, axis)[-1])) for h in self._runs)]
+        self.canvas = Canvas(live=False)
+        self.methods = {
+            name: ipywidgets.Checkbox(
+                True, description=name, indent=False, tooltip=f"Show {name}",
+                layout={"width": "auto", "margin": "0 1.5em 0 0"},
+            )
+            for name in labels
+        }  # fmt: skip
+        self.axis = ipywidgets.Dropdown(
+            options=[(AXES[axis], axis) for axis in known], description="Budget", style=LABEL,
+            layout={"width": "auto"},
+        )  # fmt: skip
+        self.rate = ipywidgets.SelectionSlider(
+            options=[(TUNED, None), *((f"{rate:g}", rate) for rate in rates)], description="Learning rate",
+            style=LABEL, continuous_update=False, disabled=len(rates) < 2, layout={"width": "auto"},
+        )  # fmt: skip
+        for control in (*self.methods.values(), self.axis, self.rate):
+            self._on(control, self.refresh)
+        shown = ipywidgets.HTML("<span>Methods shown:</span>", layout={"margin": "0 1em 0 0"})
+        super().__init__([row(shown, *self.methods.values()), self.axis, self.rate], [self.canvas])
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Draw the methods that are switched on, at the chosen learning rate, against the chosen budget."""
+        runs = [h for h in self._runs if self.methods[label(h)].value]
+        if not runs:
+            self.canvas.draw(figures.figure.blank("Convergence race", "No method is switched on."))
+            self.say("No method is switched on.", "Switch one on to see it.")
+            return
+        rate, kept = self.rate.value, []
+        if rate is not None:
+            tried = {label(h) for h in runs if learning_rate(h) == rate}
+            kept = [name for name in self.methods if name in {label(h) for h in runs} - tried]
+            runs = [_marked(h, rate) if label(h) in tried else h for h in runs]
+        drawn = figures.race(runs, x=self.axis.value, menu=False)
+        self.canvas.draw(drawn)
+        heading = f"{plural(len(set(map(label, runs))), 'method')} against {AXES[self.axis.value]}, "
+        heading += "each at its chosen learning rate." if rate is None else f"learning rate {rate:g} for all."
+        if kept:
+            heading += f" It was not tried for {', '.join(kept)}, shown at the chosen one."
+        self.say(heading, drawn.text)
+
+
+def _marked(history: History, rate: float) -> History:
+    """The run, counted as chosen at this learning rate."""
+    chosen = learning_rate(history) == rate
+    return History(history.method, {**history.settings, "chosen": chosen}, history.rounds, history.scores)
