@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
 import os
 import signal
@@ -340,6 +342,23 @@ def test_a_new_bench_takes_the_model_over_at_its_base():
         old.step()
 
 
+def test_a_bench_that_nobody_holds_is_still_closed_by_the_next():
+    model = tiny.tiny_llama()
+    base = snapshot(model)
+
+    def run():
+        bench_of(LoRA(rank=2, lr=0.1), model).run(progress=False)
+
+    run()
+    gc.collect()
+    alone = copy.deepcopy(model)
+    bench = bench_of(LoRA(rank=2), model)
+    assert equal(snapshot(model), base)
+    assert [len(m._forward_hooks) for m in bench.modules.values()] == [1] * 14
+    bench_of(Full(lr=1e-3), alone, steps=1).run(progress=False)  # a copy has no bench of its own
+    assert bench.step().index == 0
+
+
 def test_an_interrupted_round_is_taken_back():
     bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=4), steps=12)
     plain = [r.losses for r in bench_of(XGBLoRA(lr=0.05, steps_per_round=4), steps=12).run(progress=False)]
@@ -508,6 +527,8 @@ def test_methods_are_made_from_text():
     assert make_method(**{"spec": "lora", **LoRA(rank=3).options()}) == LoRA(rank=3)
     assert LoRA(rank=1).label() == "lora:rank=1"
     assert XGBLoRA().label() == "xgblora"
+    assert XGBLoRA(lr=1, steps_per_round=5).label() == "xgblora:steps_per_round=5"
+    assert XGBLoRA(steps_per_round=5, warmup=2).label({"steps_per_round": 5}) == "xgblora:warmup=2"
 
 
 def test_a_half_precision_base_keeps_its_update_to_one_rounding():

@@ -135,6 +135,7 @@ def page(browser: Any) -> Iterator[Any]:
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
+    screenshot(page, "last")  # of a test that failed, too
     context.close()
     assert outside == []
     assert errors == []

@@ -11,7 +11,7 @@ from toy import ToyTask, equal, snapshot
 from xgblora_lab.methods import LoRA
 from xgblora_lab.race import Race, race, spread
 
-METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2, steps_per_round=2), "full:lr=1e-3"]
+METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
 
 
 def run(out=None, **options):
@@ -31,11 +31,12 @@ def test_a_race_gives_one_row_per_method_and_leaves_the_model_as_it_was(tmp_path
     base = snapshot(model)
     result = run(tmp_path / "race", model=model)
     table = result.table
-    assert list(table.index) == ["xgblora", "lora:rank=1", "lora:rank=2", "full"]
+    assert list(table.index) == ["xgblora:steps_per_round=2", "lora:rank=1", "lora:rank=2", "full"]
     assert equal(snapshot(model), base)
     assert list(table["seeds"]) == [2] * 4
     assert table.loc["lora:rank=2", "peak parameters"] == 2 * table.loc["lora:rank=1", "peak parameters"]
-    assert table.loc["xgblora", "total parameters"] > table.loc["xgblora", "peak parameters"]
+    boosted = table.loc["xgblora:steps_per_round=2"]
+    assert boosted["total parameters"] > boosted["peak parameters"]
     assert len(result.histories) == 3 * 3 + 2  # full's learning rate was given
     for label in result.labels:
         sweep = [h for h in result.histories if h.settings["label"] == label and h.settings["seed"] == 0]

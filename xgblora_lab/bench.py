@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -36,7 +35,22 @@ if TYPE_CHECKING:
     from xgblora_lab.tasks import Task
 
 T = TypeVar("T")
-_open_benches: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Bench]] = weakref.WeakKeyDictionary()
+
+
+class _Owner:
+    """Ties the open bench to its model, so that the next bench can close it even if nobody else holds it.
+
+    A copy of the model has no bench.
+    """
+
+    def __init__(self, bench: Bench | None = None) -> None:
+        self.bench = bench
+
+    def __deepcopy__(self, memo: object) -> _Owner:
+        return _Owner()
+
+    def __reduce__(self) -> tuple[type[_Owner], tuple[()]]:
+        return _Owner, ()
 
 
 class Bench(Rewinding):
@@ -76,8 +90,8 @@ class Bench(Rewinding):
         for option, value in (("steps", steps), ("batch_size", batch_size), ("accumulation", accumulation)):
             if value < 1:
                 raise ValueError(f"{option} must be at least 1, got {value}.")
-        if model in _open_benches and (other := _open_benches[model]()) is not None:
-            other.close()
+        if (owner := model.__dict__.get("_bench_owner")) is not None and owner.bench is not None:
+            owner.bench.close()
         self.model, self.task, self.method = model, task, copy(method)
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
@@ -107,7 +121,7 @@ class Bench(Rewinding):
         self._running = False
         self._interrupted = False  # inside a round that cannot be taken back
         self._open = True
-        _open_benches[model] = weakref.ref(self)
+        self.model.__dict__["_bench_owner"] = _Owner(self)
         self.method.start(self)
         # What the ensemble does not hold, by rounds done:
         self._states = {0: self.state()} if self.method.rewindable else {}
@@ -343,7 +357,7 @@ class Bench(Rewinding):
         for name, parameter in self.head.items():
             parameter.data.copy_(self._head_before[name])
             parameter.grad = None
-        _open_benches.pop(self.model, None)
+        self.model.__dict__.pop("_bench_owner", None)
 
     def __enter__(self) -> Bench:
         return self

@@ -140,7 +140,7 @@ def race(
         )
     options = {"steps_per_round": steps_per_round, "schedule": schedule, "warmup": warmup}
     entries = [_entry(method, options, lrs) for method in methods]
-    labels = [entry[0].label() for entry in entries]
+    labels = [method.label(options) for method, _ in entries]
     if len(set(labels)) < len(labels):
         raise ValueError(f"Two methods of the race are the same: {', '.join(labels)}.")
     settings = {
@@ -163,8 +163,8 @@ def race(
         for method, tried in entries:
 
             def run(lr: float, seed: int, method: Method = method) -> History:
-                bar.set_description(f"{method.label()} lr {lr:g} seed {seed}")
-                history = runs.run(dataclasses.replace(method, lr=lr), seed)
+                bar.set_description(f"{method.label(options)} lr {lr:g} seed {seed}")
+                history = runs.run(dataclasses.replace(method, lr=lr), method.label(options), seed)
                 bar.update()
                 return history
 
@@ -266,12 +266,13 @@ class _Runs:
                 )
             write_json(kept, common)
 
-    def run(self, method: Method, seed: int) -> History:
-        name = f"{method.label()}_lr={method.lr:g}_seed={seed}".replace("/", "-").replace(":", "_")
+    def run(self, method: Method, label: str, seed: int) -> History:
+        name = f"{label}_lr={method.lr:g}_seed={seed}".replace("/", "-").replace(":", "_")
         path = self.out / "runs" / f"{name}.json" if self.out is not None else None
         if path is not None and path.exists():
             return History.load(path)
         history = self._train(method, seed)
+        history.settings["label"] = label
         if path is not None:
             history.save(path)
         return history

@@ -31,7 +31,7 @@
 # guess is where the learning is.
 
 # %% tags=["parameters"]
-profile: str = "laptop"  # "ci" (seconds), "laptop" (a minute or so) or "classroom" (larger, three seeds)
+profile: str = "laptop"  # "ci" (short), "laptop" (a minute or two) or "classroom" (minutes, three seeds)
 seed: int = 0  # decides which matrix is to be found
 progress: bool = False  # show a progress bar for every race
 
@@ -539,8 +539,8 @@ sweeps.rename_axis("learning rate")
 # - Total parameters are not saved; peak parameters are.
 # - Rounds need not converge: later boosters repair earlier ones. How short they should be is one more thing
 #   to tune.
-# - Shrinkage and stale optimizers change the size of a step behind your back. Look at the merge: without
-#   them the loss passes it unchanged.
+# - A merge at full strength leaves the loss where it was; with shrinkage it jumps. A stale optimizer
+#   changes the size of the steps behind your back.
 #
 # **Try it.** In section 1 replace `"1/i"` by `"exponential"`: the singular values then fall off much
 # faster. Guess first: how close does the last round come to its tail? Give boosters a rank of 2, with half

@@ -62,14 +62,14 @@ class Method:
         """The options as a dict; `type(method)(**options)` makes an equal one."""
         return dataclasses.asdict(self)
 
-    def label(self) -> str:
-        """A name that tells variants of one method apart: it shows every option that is not the default."""
-        changed = [
-            f"{f.name}={getattr(self, f.name)}"
-            for f in dataclasses.fields(self)
-            if f.name not in _UNLABELLED and getattr(self, f.name) != f.default
-        ]
-        return ":".join([self.name, *changed])
+    def label(self, common: Mapping[str, Any] | None = None) -> str:
+        """A name that tells variants of one method apart: it shows every option that is not the default.
+
+        common: options that all methods of a race share, and that need not be shown; nor is the learning rate.
+        """
+        usual = {f.name: f.default for f in dataclasses.fields(self)} | dict(common or {})
+        options = {name: value for name, value in self.options().items() if name != "lr"}
+        return ":".join([self.name, *(f"{n}={v}" for n, v in options.items() if v != usual[n])])
 
     def rate(self, step: int, round_step: int, total: int) -> float:
         """The schedule's factor on the peak learning rate at a step of the run (0-based).
@@ -120,9 +120,6 @@ class Method:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-
-
-_UNLABELLED = {"lr", "head_lr", "steps_per_round", "schedule", "warmup"}  # what a race sets for all alike
 
 
 def adamw(

@@ -47,7 +47,7 @@ class RaceView(Panel):
             layout={"width": "auto"},
         )  # fmt: skip
         self.rate = ipywidgets.SelectionSlider(
-            options=[(TUNED, None), *((f"{rate:g}", rate) for rate in rates)], description="Learning rate",
+            options=[(TUNED, 0.0), *((f"{rate:g}", rate) for rate in rates)], description="Learning rate",
             style=LABEL, continuous_update=False, disabled=len(rates) < 2, layout={"width": "auto"},
         )  # fmt: skip
         for control in (*self.methods.values(), self.axis, self.rate):
@@ -64,14 +64,14 @@ class RaceView(Panel):
             self.say("No method is switched on.", "Switch one on to see it.")
             return
         rate, kept = self.rate.value, []
-        if rate is not None:
+        if rate:
             tried = {label(h) for h in runs if learning_rate(h) == rate}
             kept = [name for name in self.methods if name in {label(h) for h in runs} - tried]
             runs = [_marked(h, rate) if label(h) in tried else h for h in runs]
         drawn = figures.race(runs, x=self.axis.value, menu=False)
         self.canvas.draw(drawn)
         heading = f"{plural(len(set(map(label, runs))), 'method')} against {AXES[self.axis.value]}, "
-        heading += "each at its chosen learning rate." if rate is None else f"learning rate {rate:g} for all."
+        heading += "each at its chosen learning rate." if not rate else f"learning rate {rate:g} for all."
         if kept:
             heading += f" It was not tried for {', '.join(kept)}, shown at the chosen one."
         self.say(heading, drawn.text)
