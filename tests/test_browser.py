@@ -71,7 +71,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     notes.mkdir()
     for name, source in (("stepper", STEPPER), ("views", VIEWS)):
         cells = [nbformat.v4.new_code_cell(part) for part in source.split("# ---\n")]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), notes / f"{name}.ipynb")
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), notes / f"{name}.ipynb")
     settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
@@ -145,7 +146,7 @@ def run_all(page: Any, address: str, name: str) -> None:
     """Open a notebook in JupyterLab and run all its cells."""
     page.goto(address.replace("NAME", f"{name}.ipynb") + "&reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.locator(".jp-NotebookPanel-toolbar [data-status=idle]").wait_for()
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
 
@@ -165,7 +166,7 @@ def drawn(page: Any, count: int) -> list[float]:
 def test_the_stepper_in_jupyterlab(page: Any, lab: str) -> None:
     run_all(page, lab, "stepper")
     step = page.get_by_role("button", name="Next round")
-    status = page.get_by_role("status").filter(has_text=re.compile("base model|Round"))
+    status = page.get_by_role("status").filter(has_text=re.compile("base model|Round|The model"))
     status.filter(has_text="no round yet").wait_for()
     screenshot(page, "stepper-0-base")
 
@@ -209,13 +210,40 @@ def test_the_stepper_in_jupyterlab(page: Any, lab: str) -> None:
     assert int(re.findall(r"Paused after (\d+) of 500", status.inner_text())[0]) < 499
     screenshot(page, "stepper-4-paused")
 
-    handle.focus()
-    page.keyboard.press("Home")
-    for _ in range(3):
-        page.keyboard.press("ArrowRight")
+    field = page.get_by_label("Look at round")
+    field.fill("3")
+    field.press("Enter")
     status.filter(has_text="Round 3 ").wait_for()
     page.get_by_role("button", name="Drop its boosters").click()
-    status.filter(has_text="Dropped from the model: the boosters of round 3").wait_for()
+    status.filter(has_text="Out of the model: the boosters of round 3.").wait_for()
     screenshot(page, "stepper-5-dropped")
-    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("button", name="Reset", exact=True).click()
     status.filter(has_text="no round yet").wait_for()
+
+
+def test_the_explorer_and_the_race_in_jupyterlab(page: Any, lab: str) -> None:
+    run_all(page, lab, "views")
+    status = page.get_by_role("status").filter(has_text=re.compile("After round|learning rate|method"))
+    explorer, race = status.first, status.last
+    race.filter(has_text="3 methods against optimizer steps").wait_for()
+    page.locator(".js-plotly-plot").nth(2).wait_for()
+    before = drawn(page, 4)
+    handle = page.get_by_role("slider").first
+    handle.focus()
+    page.keyboard.press("Home")
+    explorer.filter(has_text="After round 0: 1 singular value").wait_for()
+    assert drawn(page, 1) != before[:1]
+    page.get_by_label("Reference").select_option("full fine-tuning")
+    explorer.filter(has_text="Full, last round").wait_for()
+    page.get_by_label("Module").select_option("model.layers.1.self_attn.q_proj")
+    explorer.filter(has_text="model.layers.1.self_attn.q_proj. After").wait_for()
+    screenshot(page, "explorer")
+    page.get_by_label("Budget").select_option("tokens")
+    race.filter(has_text="against tokens").wait_for()
+    page.get_by_label("full", exact=True).uncheck()
+    race.filter(has_text="2 methods against").wait_for()
+    page.get_by_role("slider").last.focus()
+    page.keyboard.press("ArrowRight")
+    race.filter(has_text="learning rate 0.001 for all").wait_for()
+    page.get_by_label("Budget").scroll_into_view_if_needed()
+    screenshot(page, "race")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import synthetic
 import typer
 from typer.testing import CliRunner
 
@@ -66,7 +67,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["open", "run", "race"])
+@pytest.mark.parametrize("command", ["open", "run", "race", "report"])
 def test_every_command_explains_itself(command: str) -> None:
     overview = CliRunner().invoke(cli.app, ["--help"]).output
     assert command in overview
@@ -108,6 +109,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["run", "1", "-p", "rounds"], "'rounds' is no parameter: write -p name=value."),
         (["run", "1", "--timeout", "0"], "must be more than 0 seconds"),
         (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
+        (["report", "."], "No run in .: it holds neither race.json nor history.json."),
     ],
 )
 def test_a_refusal_is_one_sentence_and_exit_code_2(
@@ -149,6 +151,41 @@ def test_run_lists_parameters_and_protects_its_input(
     mine.write_bytes(notebooks.find("2").read_bytes())
     assert call(monkeypatch, "run", "mine.ipynb", "-o", "mine.ipynb") == 2
     assert mine.read_bytes() == notebooks.find("2").read_bytes()
+
+
+def test_report_writes_a_page(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("xgblora", "lora"):
+        synthetic.history(method, rounds=3).save(here / "runs" / method / "history.json")
+    assert call(monkeypatch, "report", "runs/xgblora", "runs/lora", "-o", "page.html", "--title", "Two") == 0
+    assert "Report: page.html" in capsys.readouterr().out
+    page = (here / "page.html").read_text(encoding="utf-8")
+    assert "<h1>Two</h1>" in page
+    assert "2 runs of xgblora, lora" in page
+
+
+def test_report_writes_images_where_it_can_and_says_so_where_not(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plotly.graph_objects as go
+
+    synthetic.history(rounds=3).save(here / "run" / "history.json")
+    arguments = ("report", "run", "--images", "slides", "--format", "svg")
+    monkeypatch.setattr(go.Figure, "to_image", lambda self, **options: options["format"].encode())
+    assert call(monkeypatch, *arguments) == 0
+    assert "6 images and their texts: slides" in capsys.readouterr().out
+    assert (here / "slides" / "01-loss.svg").read_bytes() == b"svg"
+    assert (here / "report.html").is_file()
+
+    def missing(self: go.Figure, **options: object) -> bytes:
+        raise ValueError("Image export requires Kaleido.")
+
+    monkeypatch.setattr(go.Figure, "to_image", missing)
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert "pip install kaleido" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_open_headless_executes_and_keeps_the_readers_files(

@@ -1,4 +1,4 @@
-"""The command line: open the notebooks, run one, race methods.
+"""The command line: open the notebooks, run one, race methods, report on runs.
 
 Every command is a thin call of the library. What is refused there is one sentence here, on stderr, and exit
 code 2.
@@ -39,6 +39,13 @@ class Precision(str, Enum):
     no = "no"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class ImageFormat(str, Enum):
+    """Images of figures: pixels, or lines that scale."""
+
+    png = "png"
+    svg = "svg"
 
 
 def _version(value: bool) -> None:
@@ -225,6 +232,40 @@ def race(
     )
     typer.echo(str(result))
     typer.echo(f"Table, settings and histories: {out}")
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders or JSON files of runs or races, told in one report."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page: one file, no network needed.")] = Path(
+        "report.html"
+    ),
+    title: Annotated[
+        str | None, typer.Option(help="Heading of the page.  [default: who ran on what]")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder for every figure as an image too; needs kaleido and Chrome.")
+    ] = None,
+    format_: Annotated[ImageFormat, typer.Option("--format", help="Kind of the images.")] = ImageFormat.png,
+) -> None:
+    """Write a run or a race as one page that opens by double click and scrubs without a kernel.
+
+    Example: xgblora-lab report runs/first-race -o race.html --images slides --format svg
+    """
+    from .report import export_images
+    from .report import report as report_
+
+    sources = list(runs)
+    typer.echo(f"Report: {report_(sources, out, title=title)}")
+    if images is not None:
+        try:
+            written = export_images(sources, images, format_.value)
+        except RuntimeError as error:  # a renderer is missing: the sentence says what to install
+            raise ValueError(str(error)) from error
+        typer.echo(f"{len(written)} images and their texts: {images}")
 
 
 def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float) -> None:

@@ -65,7 +65,7 @@ class Method:
     def label(self, common: Mapping[str, Any] | None = None) -> str:
         """A name that tells variants of one method apart: it shows every option that is not the default.
 
-        common: options that all methods of a race share, and that need not be shown; nor is the learning rate.
+        common: options that all methods of a race share and that need not be shown, like the learning rate.
         """
         usual = {f.name: f.default for f in dataclasses.fields(self)} | dict(common or {})
         options = {name: value for name, value in self.options().items() if name != "lr"}

@@ -48,6 +48,9 @@ class Canvas(ipywidgets.VBox):
         else:
             self._redraw()
 
+    def clear(self) -> None:
+        self.figure, self.children = None, ()
+
     def scrub(self, frame: int) -> str:
         """Show one frame of the present figure, and return its sentence; see `Figure.scrub`."""
         if self.figure is None:
@@ -103,6 +106,7 @@ def _update_live(plot: go.Figure) -> Any:
     global _live
     if _live is None:
         _live = go.FigureWidget(plot.data, plot.layout)
+        _live._config = {"responsive": True, "displaylogo": False}  # as wide as the cell, also later
         return _live
     if [t.type for t in _live.data] != [t.type for t in plot.data]:
         _live.data = ()
@@ -118,13 +122,23 @@ def _update_live(plot: go.Figure) -> Any:
 
 def _kernelled(plot: go.Figure) -> go.Figure:
     """Without frames and the controls that play them: here the kernel answers the controls."""
-    if not plot.layout.sliders:
-        return plot
-    # No copy of frames, which are most of a figure of 200 rounds.
-    plain = go.Figure(plot.data, plot.layout)
-    plain.layout.sliders = plain.layout.updatemenus = ()
-    plain.layout.height = plot.layout.height - 100
+    plain = go.Figure(plot.data, plot.layout)  # a copy, but not of the frames, most of 200 rounds' figure
+    plain.layout.autosize = True
+    title = plain.layout.title.text
+    if len(title) > 60:  # a cell is narrower than a page, and the words above say whose figure it is
+        plain.layout.title.text = title.rpartition(": ")[0] or title
+    for trace in plain.data:
+        if trace.type == "heatmap":
+            trace.update(z=_rows(trace.z), customdata=_rows(trace.customdata))
+    if plain.layout.sliders:
+        plain.layout.sliders = plain.layout.updatemenus = ()
+        plain.layout.update(height=plot.layout.height - 80, legend={"y": -0.19})
     return plain
+
+
+def _rows(table: Any) -> list[list[float | None]] | None:
+    """Lists, with None for nan: a live figure sends tables as JSON, which has no nan."""
+    return None if table is None else [[None if v != v else float(v) for v in row] for row in table]
 
 
 def _frame(plot: go.Figure) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from .. import figures
 from ..figures.data import brief, measured, natural, number, single, spectra
 from ..records import History
 from .canvas import Canvas, Live
-from .panel import LABEL, Panel
+from .panel import LABEL, Panel, round_slider, row
 
 
 class SpectrumExplorer(Panel):
@@ -33,6 +34,7 @@ class SpectrumExplorer(Panel):
         names = sorted(spectra(self.history)[1], key=natural)
         if not names:
             raise ValueError(figures.spectrum(self.history).text)
+        self._frames: dict[int, int] = {}  # round -> frame of the figure
         self._references: dict[str, Any] = {}
         if self.history.settings.get("truth_spectrum"):
             self._references["the planted truth"] = None
@@ -48,13 +50,11 @@ class SpectrumExplorer(Panel):
         self.reference = ipywidgets.Dropdown(
             options=list(self._references), description="Reference", style=LABEL, layout=wide
         )
-        self.slider = ipywidgets.SelectionSlider(
-            options=[0], description="Round", style=LABEL, continuous_update=self.canvas.live, layout=wide
-        )
+        self.slider, field = round_slider(self.canvas.live)
         self._on(self.module, self.refresh)
         self._on(self.reference, self.refresh)
         self._on(self.slider, self._look)
-        super().__init__([self.module, self.reference, self.slider], [self.canvas, self.aligned])
+        super().__init__([self.module, self.reference, row(field, self.slider)], [self.canvas, self.aligned])
         self.refresh()
 
     @property
@@ -63,34 +63,38 @@ class SpectrumExplorer(Panel):
 
     def refresh(self) -> None:
         """Draw the chosen module against the chosen reference."""
-        rounds = spectra(self.history)[0]
-        with self.quietly():
-            known = list(self.slider.options)
-            if known != rounds:
-                follow = self.slider.value == known[-1]
-                kept = rounds[-1] if follow or self.slider.value not in rounds else self.slider.value
-                self.slider.options, self.slider.value = rounds, kept
-                if measured(self.history, "alignment"):
-                    self.aligned.draw(figures.alignment(self.history))
         target = self._references[self.reference.value]
-        self.canvas.draw(figures.spectrum(self.history, self.module.value, target=target))
+        drawn = figures.spectrum(self.history, self.module.value, target=target)
+        frames = {int(frame.name): i for i, frame in enumerate(drawn.plot.frames)}
+        if frames != self._frames:
+            with self.quietly():
+                follow = self.slider.value == self.slider.max
+                self.slider.max = max(frames)
+                self.slider.value = self.slider.max if follow else self.slider.value
+            if measured(self.history, "alignment") or measured(self.history, "distance"):
+                self.aligned.draw(figures.alignment(self.history))
+        self._frames = frames
+        self.canvas.draw(drawn)
         self._look()
 
     def _look(self) -> None:
         t, name = self.slider.value, self.module.value
-        sentence = self.canvas.scrub(list(self.slider.options).index(t))
+        if t not in self._frames:
+            self.say(f"{name}. No spectrum was measured in round {t}.")
+            return
+        sentence = self.canvas.scrub(self._frames[t])
+        assert self.canvas.figure is not None
+        self.say(f"{name}. {sentence}", self._alignment(t, name), self.canvas.figure.text)
+
+    def _alignment(self, t: int, name: str) -> str:
+        """Where it was measured, how near the module's update has come to the truth."""
         record = next(r for r in self.history if r.index == t)
-        words = []
+        known = []
         for key, what in (
-            ("alignment", "mean squared cosine of the leading singular directions with the truth's"),
+            ("alignment", "mean squared cosine of its leading singular directions with the truth's"),
             ("distance", "relative distance to the truth"),
         ):
             value = number((record.measurements.get(key) or {}).get(name))
-            if value == value:
-                words.append(f"{what} {brief(value)}")
-        aligned = "; ".join(words)
-        drawn = self.canvas.figure
-        assert drawn is not None
-        self.say(
-            f"{name}. {sentence}", aligned[:1].upper() + aligned[1:] + "." if aligned else "", drawn.text
-        )
+            if not math.isnan(value):
+                known.append(f"{what} {brief(value)}")
+        return f"Alignment: {'; '.join(known)}." if known else ""

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 import ipywidgets
+from traitlets import link
 
 WIDE = {"width": "100%"}
 LABEL = {"description_width": "initial"}
@@ -104,6 +105,22 @@ def button(name: str, tooltip: str, style: str = "") -> Any:
     return ipywidgets.Button(
         description=name, tooltip=tooltip, button_style=style, layout={"width": "auto", "min_width": "6em"}
     )
+
+
+def round_slider(live: bool) -> tuple[Any, Any]:
+    """A slider over rounds, and the field that names and shows its value and takes a number.
+
+    The field is there for screen readers: a slider's handle carries no name in ipywidgets 8.
+    """
+    slider = ipywidgets.IntSlider(
+        0, min=0, max=0, readout=False, continuous_update=live, layout={"flex": "1 1 16em", "width": "auto"}
+    )
+    field = ipywidgets.BoundedIntText(
+        0, min=0, max=0, description="Look at round", style=LABEL, layout={"width": "11em"}
+    )
+    for name in ("max", "value", "disabled"):
+        link((slider, name), (field, name))
+    return slider, field
 
 
 def row(*controls: Any) -> Any:

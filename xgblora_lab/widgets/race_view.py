@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import ipywidgets
+from traitlets import link
 
 from .. import figures
 from ..figures.data import label, number, plural
@@ -46,14 +47,22 @@ class RaceView(Panel):
             options=[(AXES[axis], axis) for axis in known], description="Budget", style=LABEL,
             layout={"width": "auto"},
         )  # fmt: skip
+        options = [(TUNED, 0.0), *((f"{rate:g}", rate) for rate in rates)]
         self.rate = ipywidgets.SelectionSlider(
-            options=[(TUNED, 0.0), *((f"{rate:g}", rate) for rate in rates)], description="Learning rate",
-            style=LABEL, continuous_update=False, disabled=len(rates) < 2, layout={"width": "auto"},
+            options=options, readout=False, continuous_update=False, disabled=len(rates) < 2,
+            layout={"flex": "1 1 16em", "width": "auto"},
         )  # fmt: skip
+        named = ipywidgets.Dropdown(  # for screen readers: see `panel.round_slider`
+            options=options, description="Learning rate", style=LABEL, disabled=len(rates) < 2,
+            layout={"width": "22em"},
+        )  # fmt: skip
+        link((self.rate, "index"), (named, "index"))
         for control in (*self.methods.values(), self.axis, self.rate):
             self._on(control, self.refresh)
         shown = ipywidgets.HTML("<span>Methods shown:</span>", layout={"margin": "0 1em 0 0"})
-        super().__init__([row(shown, *self.methods.values()), self.axis, self.rate], [self.canvas])
+        super().__init__(
+            [row(shown, *self.methods.values()), self.axis, row(named, self.rate)], [self.canvas]
+        )
         self.refresh()
 
     def refresh(self) -> None:

@@ -14,7 +14,7 @@ from ..figures.data import brief, natural, plural, short
 from ..hooks import Spectrum
 from ..records import History, Round
 from .canvas import Canvas, Live
-from .panel import LABEL, Panel, button, row
+from .panel import LABEL, Panel, button, round_slider, row
 
 if TYPE_CHECKING:
     from ..bench import Bench
@@ -55,10 +55,7 @@ class Stepper(Panel):
         self.count = ipywidgets.BoundedIntText(
             10, min=1, max=100_000, description="rounds to run", style=LABEL, layout={"width": "12em"}
         )
-        self.slider = ipywidgets.IntSlider(
-            0, min=0, max=0, description="Look at round", style=LABEL, continuous_update=self.canvas.live,
-            layout={"flex": "1 1 20em", "width": "auto"},
-        )  # fmt: skip
+        self.slider, field = round_slider(self.canvas.live)
         self.rewind_button = button("Rewind to here", "Forget the rounds after this one")
         self.drop_button = button("Drop its boosters", "Take this round's boosters out of the model")
         names = sorted(bench.modules, key=natural)
@@ -77,7 +74,7 @@ class Stepper(Panel):
         super().__init__(
             [
                 row(self.next_button, self.run_button, self.count, self.pause_button, self.reset_button),
-                row(self.slider, self.rewind_button, self.drop_button),
+                row(field, self.slider, self.rewind_button, self.drop_button),
                 self.module,
             ],
             [self.canvas],
@@ -115,18 +112,21 @@ class Stepper(Panel):
     def rewind(self) -> None:
         """Take the bench back to the end of the round under the slider, and forget the later ones."""
         self._check_idle()
+        self._note = ""
         self.bench.rewind(self.slider.value + 1 if len(self.bench.history) else 0)
         self.refresh()
 
     def drop(self) -> None:
         """Take the boosters of the round under the slider out of the model; look at what is left now."""
         self._check_idle()
+        self._note = ""
         self.bench.drop(self.slider.value)
         self.refresh(newest=True)
 
     def reset(self) -> None:
         """Take the bench back to its base."""
         self._check_idle()
+        self._note = ""
         self.bench.rewind(0)
         self.refresh()
 
@@ -147,7 +147,7 @@ class Stepper(Panel):
         self._enable()
         if not done:
             self._frames = {}
-            self.canvas.draw(figures.loss(self.bench.history))  # says that there is no round yet
+            self.canvas.clear()
             planned = plural(self.bench.planned_rounds, "round")
             self.say(f"The base model: no round yet, {planned} planned.", "Press “Next round”.")
             return
@@ -199,12 +199,17 @@ class Stepper(Panel):
     def _look(self) -> None:
         """Show the round under the slider, from the history alone."""
         t = self.slider.value
-        record = self._as_it_stands()[t]
+        record, measured = self._as_it_stands()[t], self.bench.history[t]
         if t in self._frames:
             sentence = self.canvas.scrub(self._frames[t])
         else:
             sentence = "No spectrum was measured in this round."
-        self.say(self._note, _summary(record, self.bench.planned_rounds), sentence, self._modules(record))
+        if record is measured:
+            lines = _summary(record, self.bench.planned_rounds)
+        else:
+            text = f"The model as it is now: residual loss {brief(record.probe_after)}; "
+            lines = [text + f"round {t} had measured {brief(measured.probe_after)}."]
+        self.say(self._note, *lines, sentence, self._modules(record), self._absent())
 
     def _as_it_stands(self) -> History:
         """The history; where boosters were dropped after the last round, that round as the model is now."""
@@ -228,12 +233,16 @@ class Stepper(Panel):
         names = short(every)
         which = ", ".join(names.get(n, n) for n in chosen[:12]) + (", …" if len(chosen) > 12 else "")
         count = f"all {len(every)}" if len(chosen) == len(every) > 1 else f"{len(chosen)} of {len(every)}"
-        text = f"Modules chosen: {count} ({which})."
-        if self._dropped:
-            gone = ", ".join(map(str, sorted(self._dropped)))
-            text += f"\nDropped from the model: the boosters of round {gone}."
-            if any(recorded > len(self.bench.history) - 1 for recorded in self._dropped.values()):
-                text += " The last round is shown as the model is now, the others as they were measured."
+        return f"Modules chosen: {count} ({which})."
+
+    def _absent(self) -> str:
+        """Which rounds' boosters are out of the model, and what the figure shows of that."""
+        if not self._dropped:
+            return ""
+        gone = ", ".join(map(str, sorted(self._dropped)))
+        text = f"Out of the model: the boosters of round {gone}."
+        if self._as_it_stands() is not self.bench.history:
+            text += " The last round is drawn as the model is now, the others as they were measured."
         return text
 
     def _enable(self) -> None:
@@ -257,8 +266,10 @@ class Stepper(Panel):
         self.slider.disabled = done < 2
 
 
-def _summary(record: Round, planned: int) -> str:
-    text = f"Round {record.index} ({record.index + 1} of {planned} planned): residual loss "
-    text += f"{brief(record.probe_before)} → {brief(record.probe_after)}, gain {brief(record.gain)}."
-    text += f" Own batch {brief(record.loss_before)} → {brief(record.loss_after)}."
-    return text + f" {plural(len(record.losses), 'step')} in {brief(record.seconds)} s."
+def _summary(record: Round, planned: int) -> list[str]:
+    done = record.index + 1
+    plan = f"{done} of {planned} planned" if done <= planned else f"{done} done, {planned} were planned"
+    text = f"Round {record.index} ({plan}): residual loss {brief(record.probe_before)} → "
+    text += f"{brief(record.probe_after)}, gain {brief(record.gain)}."
+    own = f"Own batch {brief(record.loss_before)} → {brief(record.loss_after)};"
+    return [text, f"{own} {plural(len(record.losses), 'step')} in {brief(record.seconds)} s."]

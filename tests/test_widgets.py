@@ -1,0 +1,413 @@
+"""The interactive pieces, driven from Python: what a click does, what is shown, and what is never trained."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import pytest
+import torch
+from synthetic import history, race
+from toy import ToyTask
+
+from xgblora_lab import Bench, Full, Hook, LoRA, Spectrum, XGBLoRA, figures, matrix
+from xgblora_lab.records import History
+from xgblora_lab.widgets import Canvas, RaceView, SpectrumExplorer, Stepper, canvas
+
+
+class Broken(Hook):
+    """Raises in the middle of one round, once."""
+
+    def __init__(self, at: int, error: BaseException | None = None) -> None:
+        self.at, self.error = at, error or RuntimeError("the hook fell off its hinge")
+
+    def on_step(self, bench: Bench, step: int, loss: torch.Tensor) -> None:
+        if len(bench.history) == self.at and step == 1:
+            self.at = -1
+            raise self.error
+
+
+def small(method: Any = None, hooks: Any = (), **options: Any) -> Bench:
+    model, task = matrix(d=8, k=8)
+    method = method or XGBLoRA(steps_per_round=5, lr=0.1)
+    return Bench(model, task, method, steps=50, batch_size=1, hooks=hooks, **options)
+
+
+@pytest.fixture(params=[True, False], ids=["live", "plain"])
+def stepper(request: pytest.FixtureRequest) -> Stepper:
+    return Stepper(small(), live=request.param)
+
+
+def shown(piece: Any) -> list[float]:
+    """The spectrum that is drawn now."""
+    drawn = canvas._live if piece.canvas.live else piece.canvas.figure.plot
+    (trace,) = (t for t in drawn.data if t.name == "after the round under the slider")
+    return [float(v) for v in trace.y if v == v]
+
+
+def plain_figure(piece: Any) -> dict[str, Any]:
+    """What the `Output` of a plain canvas holds."""
+    (output,) = piece.canvas.children
+    found: dict[str, Any] = output.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+    return found
+
+
+def test_a_round_changes_the_words_and_the_figure(stepper: Stepper) -> None:
+    assert "no round yet, 10 rounds planned" in stepper.text
+    assert stepper.canvas.children == ()
+    stepper.next_button.click()
+    first, said = shown(stepper), stepper.text
+    assert len(first) == 1
+    record = stepper.bench.history[0]
+    assert f"residual loss {record.probe_before:.3g} → {record.probe_after:.3g}" in said
+    assert "Modules chosen: 1 of 1 (matrix)." in said
+    assert 'role="status"' in stepper._words.value
+    stepper.next_button.click()
+    assert len(shown(stepper)) == 2
+    assert shown(stepper) == pytest.approx(stepper.bench.spectrum("matrix").tolist()[:2], rel=1e-5)
+    assert stepper.text != said
+    assert stepper.error == ""
+
+
+def test_looking_back_trains_nothing_and_forgets_nothing(stepper: Stepper) -> None:
+    seen = []
+    for _ in range(6):
+        stepper.next_button.click()
+        seen.append((shown(stepper), stepper.text))
+    before = stepper.bench.update("matrix"), list(stepper.bench.history)
+    for t in (0, 3, 5, 2):
+        stepper.slider.value = t
+        assert (shown(stepper), stepper.text) == seen[t]
+    assert torch.equal(stepper.bench.update("matrix"), before[0])
+    assert list(stepper.bench.history) == before[1]
+    stepper.next_button.click()
+    assert stepper.slider.value == stepper.slider.max == 6
+
+
+def test_rewind_drop_and_reset_do_what_the_bench_says(stepper: Stepper) -> None:
+    stepper.run(5)
+    there = stepper.bench.update("matrix", upto=3)
+    stepper.slider.value = 2
+    stepper.rewind_button.click()
+    assert len(stepper.bench.history) == 3
+    assert torch.equal(stepper.bench.update("matrix"), there)
+    assert stepper.slider.max == 2
+
+    stepper.slider.value = 1
+    boosters = stepper.bench.ensemble[1]["matrix"]
+    measured = stepper.bench.history[2].probe_after
+    stepper.drop_button.click()
+    assert torch.allclose(stepper.bench.update("matrix"), there - boosters[0] @ boosters[1])
+    assert "Out of the model: the boosters of round 1." in stepper.text
+    loss = stepper.bench.evaluate()["loss"]
+    assert f"residual loss {loss:.3g}; round 2 had measured {measured:.3g}" in stepper.text
+    assert shown(stepper) == pytest.approx(stepper.bench.spectrum("matrix").tolist()[:2], rel=1e-5)
+    assert stepper.bench.history[2].probe_after == measured  # the record stays as it was
+    stepper.next_button.click()
+    assert "The model as it is now" not in stepper.text
+    stepper.reset_button.click()
+    assert not stepper.bench.update("matrix").any()
+    assert "no round yet" in stepper.text
+    assert "Out of the model" not in stepper.text
+    assert stepper.error == ""
+
+
+def test_an_error_is_shown_in_words_and_the_next_click_works() -> None:
+    stepper = Stepper(small(hooks=[Broken(at=2)]), live=False)
+    stepper.run(2)
+    update = stepper.bench.update("matrix")
+    stepper.next_button.click()
+    assert stepper.error == "RuntimeError: the hook fell off its hinge"
+    assert "RuntimeError: the hook fell off its hinge" in stepper._alert.value
+    assert 'role="alert"' in stepper._alert.value
+    (output,) = stepper._output.outputs  # what a test of a notebook finds
+    assert output["output_type"] == "error"
+    assert output["traceback"][-1] == stepper.error
+    assert torch.equal(stepper.bench.update("matrix"), update)
+    stepper.next_button.click()
+    assert stepper.error == stepper._alert.value == ""
+    assert stepper._output.outputs == ()
+    assert len(stepper.bench.history) == 3
+
+
+def test_markup_in_an_error_is_text() -> None:
+    stepper = Stepper(small(hooks=[Broken(0, ValueError("<b>no</b>"))]), live=False)
+    stepper.next_button.click()
+    assert "&lt;b&gt;no" in stepper._alert.value
+
+
+def test_an_interrupted_kernel_leaves_the_bench_usable() -> None:
+    stepper = Stepper(small(hooks=[Broken(1, KeyboardInterrupt())]), live=False)
+
+    async def interrupted() -> None:
+        stepper.run_button.click()
+        assert stepper.task is not None
+        await stepper.task
+
+    asyncio.run(interrupted())
+    assert "stopped from outside" in stepper.error
+    assert len(stepper.bench.history) == 1
+    stepper.next_button.click()
+    assert len(stepper.bench.history) == 2
+
+
+def test_a_run_gives_way_between_rounds_and_can_be_paused() -> None:
+    stepper = Stepper(small(), live=False)
+    seen: list[int] = []
+
+    async def reader() -> None:
+        stepper.count.value = 50
+        stepper.run_button.click()
+        assert len(stepper.bench.history) == 0  # the click returned before the first round
+        assert stepper.next_button.disabled
+        assert not stepper.pause_button.disabled
+        assert "pause it first" in stepper.reset_button.tooltip
+        while len(stepper.bench.history) < 4:
+            await asyncio.sleep(0.001)
+            seen.append(len(stepper.bench.history))
+        stepper.slider.value = 1  # looks back while the run goes on, and stays there
+        stepper.rewind()
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="pause it first"):
+            await reader()
+        task = stepper.task
+        assert task is not None
+        assert "Round 1 " in stepper.text
+        stepper.pause_button.click()
+        await task
+
+    asyncio.run(main())
+    done = len(stepper.bench.history)
+    assert 4 <= done <= 5
+    assert {1, 2, 3} <= set(seen)  # never more than one round between two turns
+    assert f"Paused after {done} of 50 rounds." in stepper.text
+    assert stepper.slider.value == 1
+    assert stepper.pause_button.disabled
+    assert not stepper.next_button.disabled
+
+
+def test_an_error_inside_a_run_ends_it_and_is_shown() -> None:
+    stepper = Stepper(small(hooks=[Broken(at=2)]), live=False)
+
+    async def main() -> None:
+        stepper.run(5)
+        assert stepper.task is not None
+        await stepper.task
+
+    asyncio.run(main())
+    assert stepper.error == "RuntimeError: the hook fell off its hinge"
+    assert len(stepper.bench.history) == 2
+    assert not stepper.next_button.disabled
+    assert "Round 1 " in stepper.text
+
+
+def test_a_hook_that_ends_the_run_is_told() -> None:
+    class Enough(Hook):
+        def on_round_end(self, bench: Bench, record: Any) -> bool:
+            return record.index == 1
+
+    stepper = Stepper(small(hooks=[Enough()]), live=False)
+    stepper.run(5)
+    assert "A hook ended the run after 2 of 5 rounds." in stepper.text
+
+
+@pytest.mark.parametrize(
+    ("method", "rewinds", "drops"), [(XGBLoRA, True, True), (LoRA, True, False), (Full, False, False)]
+)
+def test_what_a_method_cannot_do_is_disabled_and_says_why(method: Any, rewinds: bool, drops: bool) -> None:
+    stepper = Stepper(small(method(steps_per_round=5, lr=1e-2)), live=False)
+    assert stepper.reset_button.disabled
+    stepper.run(2)
+    assert stepper.error == ""
+    assert stepper.rewind_button.disabled == stepper.reset_button.disabled == (not rewinds)
+    assert stepper.drop_button.disabled == (not drops)
+    if not rewinds:
+        assert "cannot go back" in stepper.rewind_button.tooltip
+    if not drops:
+        assert "no separate boosters" in stepper.drop_button.tooltip
+    stepper.slider.value = 0  # looking back is always possible
+    assert "Round 0 " in stepper.text
+
+
+def test_a_run_that_diverges_is_said_and_can_be_taken_back() -> None:
+    stepper = Stepper(small(XGBLoRA(steps_per_round=5, lr=1e25)), live=False)
+    stepper.run(2)
+    assert stepper.error == ""
+    assert "not a number" in stepper.text or "infinite" in stepper.text
+    assert "No spectrum was measured in this round." in stepper.text
+    stepper.reset_button.click()
+    assert stepper.error == ""
+
+
+def test_a_bench_with_rounds_and_an_unknown_module() -> None:
+    bench = small(hooks=[Spectrum()])
+    bench.run(3, progress=False)
+    assert "Round 2 " in Stepper(bench, "matrix", live=False).text
+    assert len(bench.hooks) == 1
+    with pytest.raises(ValueError, match="no module 'other'; it has matrix"):
+        Stepper(bench, "other")
+
+
+def test_there_is_one_live_figure_and_the_newest_piece_has_it() -> None:
+    first = Stepper(small(), live=True)
+    first.run(2)
+    assert first.canvas.children == (canvas._live,)
+    second = Stepper(small(), live=True)
+    second.run(3)
+    assert second.canvas.children == (canvas._live,)
+    assert not first.canvas.live
+    assert plain_figure(first)["data"]
+    assert len(shown(first)) == 2
+    assert len(shown(second)) == 3
+    widgets = ipywidgets.Widget._instances if hasattr(ipywidgets.Widget, "_instances") else {}
+    kinds = [type(w).__name__ for w in list(widgets.values())]
+    assert kinds.count("FigureWidget") <= 1
+
+
+def test_what_a_live_figure_sends_is_json() -> None:
+    explorer = SpectrumExplorer(history(rounds=12), live=True)
+    explorer.slider.value = 0
+    trait = canvas._live.traits()["_widget_data"]
+    sent = trait.metadata["to_json"](canvas._live._widget_data, canvas._live)
+    json.dumps(sent, allow_nan=False, default=lambda buffer: None)
+
+
+def test_without_a_live_figure_the_same_is_drawn_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
+    assert not Canvas().live
+    with pytest.raises(ValueError, match="pip install anywidget"):
+        Canvas(live=True)
+    stepper = Stepper(small())
+    stepper.run(3)
+    drawn = plain_figure(stepper)
+    assert not drawn.get("frames")
+    assert not drawn["layout"].get("sliders")
+    (trace,) = (t for t in drawn["data"] if t.get("name") == "after the round under the slider")
+    assert trace["y"]
+    stepper.slider.value = 0
+    assert plain_figure(stepper) != drawn
+
+
+def test_on_colab_a_figure_comes_in_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLAB_NOTEBOOK_ID", "x")
+    stepper = Stepper(small())
+    assert not stepper.canvas.live
+    stepper.run(1)
+    (html,) = stepper.canvas.children
+    assert "<iframe" in html.value
+    assert "cdn.plot.ly" in html.value
+    assert len(html.value) < 100_000
+
+
+def labelled(widget: Any) -> Iterator[Any]:
+    for child in getattr(widget, "children", ()):
+        yield child
+        yield from labelled(child)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Stepper(small()), lambda: SpectrumExplorer(history()), lambda: RaceView(race())]
+)
+def test_every_control_has_a_name(make: Any) -> None:
+    piece = make()
+    controls = [w for w in labelled(piece) if hasattr(w, "description") and hasattr(w, "disabled")]
+    assert len(controls) >= 3
+    sliders = {id(w) for w in controls if "Slider" in type(w).__name__}  # each beside a field of its name
+    assert all(w.description for w in controls if id(w) not in sliders)
+    assert all(not w.readout for w in controls if id(w) in sliders)
+
+
+def test_the_explorer_goes_over_modules_rounds_and_references() -> None:
+    run = history(rounds=9)
+    explorer = SpectrumExplorer(run, {"full": history("full", rounds=9, rank=8)}, live=False)
+    assert explorer.reference.options == ("the planted truth", "full", "none")
+    name, other = "model.layers.2.mlp.up_proj", "model.layers.0.self_attn.q_proj"
+    explorer.module.value = name
+    explorer.slider.value = 4
+    assert explorer.error == ""
+    assert explorer.text.startswith(f"{name}. {figures.spectrum(run, name).frame_texts[4]}")
+    assert f"truth's {run[4].measurements['alignment'][name]:.3g};" in explorer.text
+    assert shown(explorer) == pytest.approx(run[4].measurements["spectrum"][name])
+    explorer.module.value = other
+    assert shown(explorer) == pytest.approx(run[4].measurements["spectrum"][other])
+    names = {t.name for t in explorer.canvas.figure.plot.data}
+    assert "target" in names
+    explorer.reference.value = "full"
+    assert "full, last round" in {t.name for t in explorer.canvas.figure.plot.data}
+    explorer.reference.value = "none"
+    assert not names & {"target"} - {t.name for t in explorer.canvas.figure.plot.data} - {"target"}
+    assert "target" not in {t.name for t in explorer.canvas.figure.plot.data}
+    assert explorer.aligned.figure is not None
+
+
+def test_the_explorer_follows_a_bench_and_refuses_a_run_without_spectra() -> None:
+    bench = small(hooks=[Spectrum()])
+    bench.run(3, progress=False)
+    explorer = SpectrumExplorer(bench, live=False)
+    assert explorer.slider.max == 2
+    bench.run(2, progress=False)
+    explorer.reference.value = "none"
+    assert explorer.slider.max == explorer.slider.value == 4
+    with pytest.raises(ValueError, match=r"add the hook, Bench\(…, hooks=\[Spectrum\(\)\]\)"):
+        SpectrumExplorer(history(hooks=False))
+
+
+def test_the_race_view_switches_methods_budgets_and_learning_rates(tmp_path: Path) -> None:
+    runs = race(seeds=2)
+    view = RaceView(runs)
+    assert "3 methods against optimizer steps, each at its chosen learning rate." in view.text
+
+    def drawn() -> set[str]:
+        return {t.name for t in view.canvas.figure.plot.data if t.name and t.name != "chosen"}
+
+    assert drawn() == {"xgblora", "lora", "full"}
+    view.methods["full"].value = False
+    assert drawn() == {"xgblora", "lora"}
+    view.axis.value = "tokens"
+    assert view.canvas.figure.plot.layout.xaxis.title.text == "tokens"
+    view.rate.value = 1e-1
+    assert "learning rate 0.1 for all" in view.text
+    rings = [t.x[0] for t in view.canvas.figure.plot.data if t.name == "chosen"]
+    assert rings == [1e-1, 1e-1]
+    assert {h.settings["lr"] for h in runs if h.settings["chosen"]} == {1e-2}  # the race itself is unmoved
+    for box in view.methods.values():
+        box.value = False
+    assert "No method is switched on." in view.text
+    assert view.error == ""
+    with pytest.raises(ValueError, match="no round|No history"):
+        RaceView([History("xgblora", {})])
+
+
+def test_a_learning_rate_that_a_method_was_not_run_at_is_said() -> None:
+    view = RaceView([*race(seeds=1), history("pissa", lr=5e-2, chosen=True)])
+    view.rate.value = 1e-3
+    assert "It was not tried for pissa, shown at the chosen one." in view.text
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "plain"])
+def test_scrubbing_200_rounds_costs_less_than_a_tenth_of_one_round(live: bool) -> None:
+    from tiny import tiny_llama
+
+    bench = Bench(tiny_llama(), ToyTask(length=64, vocabulary=200), XGBLoRA(steps_per_round=20), steps=4000)
+    long = history(rounds=200)
+    round_ = statistics.median(_seconds(bench.step) for _ in range(5))
+    explorer = SpectrumExplorer(long, live=live)
+    values = [int(200 * (math.sqrt(5) * i % 1)) for i in range(1, 40)]
+    scrub = statistics.median(_seconds(lambda v=v: setattr(explorer.slider, "value", v)) for v in values)
+    print(f"one round {round_ * 1e3:.0f} ms, one scrub {scrub * 1e3:.1f} ms")
+    assert explorer.error == ""
+    assert scrub < round_ / (10 if live else 2)
+
+
+def _seconds(action: Any) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
