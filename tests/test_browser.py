@@ -118,7 +118,7 @@ def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
+def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A page that reaches this machine alone; what it asked of any other fails the test, like its errors."""
     context = browser.new_context(viewport={"width": 1280, "height": 1500})
     context.set_default_timeout(PATIENCE)
@@ -136,7 +136,7 @@ def page(browser: Any) -> Iterator[Any]:
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
-    screenshot(page, "last")  # of a test that failed, too
+    screenshot(page, f"end-of-{request.node.name}")  # also of a test that failed
     context.close()
     assert outside == []
     assert errors == []

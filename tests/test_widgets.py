@@ -8,17 +8,20 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
+import nbformat
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances as instances
 from synthetic import history, race
 from toy import ToyTask
 
 from xgblora_lab import Bench, Full, Hook, LoRA, Spectrum, XGBLoRA, figures, matrix
 from xgblora_lab.records import History
+from xgblora_lab.runner import hidden_errors
 from xgblora_lab.widgets import Canvas, RaceView, SpectrumExplorer, Stepper, canvas
 
 
@@ -32,6 +35,15 @@ class Broken(Hook):
         if len(bench.history) == self.at and step == 1:
             self.at = -1
             raise self.error
+
+
+@pytest.fixture(autouse=True)
+def no_loop() -> Iterator[None]:
+    """Tests here bring their own event loop; a browser of other tests marks its own as running for ever."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)
 
 
 def small(method: Any = None, hooks: Any = (), **options: Any) -> Bench:
@@ -130,6 +142,10 @@ def test_an_error_is_shown_in_words_and_the_next_click_works() -> None:
     (output,) = stepper._output.outputs  # what a test of a notebook finds
     assert output["output_type"] == "error"
     assert output["traceback"][-1] == stepper.error
+    state = {"a": {"model_name": "OutputModel", "state": {"outputs": [output]}}}
+    metadata = {"widgets": {"application/vnd.jupyter.widget-state+json": {"state": state}}}
+    (hidden,) = hidden_errors(nbformat.v4.new_notebook(metadata=metadata))
+    assert stepper.error in str(hidden)
     assert torch.equal(stepper.bench.update("matrix"), update)
     stepper.next_button.click()
     assert stepper.error == stepper._alert.value == ""
@@ -267,9 +283,8 @@ def test_there_is_one_live_figure_and_the_newest_piece_has_it() -> None:
     assert plain_figure(first)["data"]
     assert len(shown(first)) == 2
     assert len(shown(second)) == 3
-    widgets = ipywidgets.Widget._instances if hasattr(ipywidgets.Widget, "_instances") else {}
-    kinds = [type(w).__name__ for w in list(widgets.values())]
-    assert kinds.count("FigureWidget") <= 1
+    kinds = [type(widget).__name__ for widget in list(instances.values())]
+    assert kinds.count("FigureWidget") == 1
 
 
 def test_what_a_live_figure_sends_is_json() -> None:
@@ -343,7 +358,6 @@ def test_the_explorer_goes_over_modules_rounds_and_references() -> None:
     explorer.reference.value = "full"
     assert "full, last round" in {t.name for t in explorer.canvas.figure.plot.data}
     explorer.reference.value = "none"
-    assert not names & {"target"} - {t.name for t in explorer.canvas.figure.plot.data} - {"target"}
     assert "target" not in {t.name for t in explorer.canvas.figure.plot.data}
     assert explorer.aligned.figure is not None
 
@@ -382,7 +396,7 @@ def test_the_race_view_switches_methods_budgets_and_learning_rates(tmp_path: Pat
         box.value = False
     assert "No method is switched on." in view.text
     assert view.error == ""
-    with pytest.raises(ValueError, match="no round|No history"):
+    with pytest.raises(ValueError, match="No history in this race has a round yet"):
         RaceView([History("xgblora", {})])
 
 
@@ -392,19 +406,18 @@ def test_a_learning_rate_that_a_method_was_not_run_at_is_said() -> None:
     assert "It was not tried for pissa, shown at the chosen one." in view.text
 
 
-@pytest.mark.parametrize("live", [True, False], ids=["live", "plain"])
-def test_scrubbing_200_rounds_costs_less_than_a_tenth_of_one_round(live: bool) -> None:
+def test_scrubbing_200_rounds_costs_less_than_a_tenth_of_one_round() -> None:
     from tiny import tiny_llama
 
     bench = Bench(tiny_llama(), ToyTask(length=64, vocabulary=200), XGBLoRA(steps_per_round=20), steps=4000)
-    long = history(rounds=200)
-    round_ = statistics.median(_seconds(bench.step) for _ in range(5))
-    explorer = SpectrumExplorer(long, live=live)
-    values = [int(200 * (math.sqrt(5) * i % 1)) for i in range(1, 40)]
-    scrub = statistics.median(_seconds(lambda v=v: setattr(explorer.slider, "value", v)) for v in values)
-    print(f"one round {round_ * 1e3:.0f} ms, one scrub {scrub * 1e3:.1f} ms")
-    assert explorer.error == ""
-    assert scrub < round_ / (10 if live else 2)
+    a_round = statistics.median(_seconds(bench.step) for _ in range(3))
+    for live in (True, False):
+        explorer = SpectrumExplorer(history(rounds=200), live=live)
+        rounds = [int(200 * (math.sqrt(5) * i % 1)) for i in range(1, 22)]
+        scrub = statistics.median(_seconds(partial(setattr, explorer.slider, "value", t)) for t in rounds)
+        print(f"one round {a_round * 1e3:.0f} ms, one scrub {scrub * 1e3:.1f} ms")
+        assert explorer.error == ""
+        assert scrub < a_round / 10
 
 
 def _seconds(action: Any) -> float:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import ipywidgets
 import plotly.graph_objects as go
+from plotly.io import to_html
+from plotly.io.json import to_json_plotly
 
 from ..figures import Figure
 
@@ -29,11 +31,14 @@ class Canvas(ipywidgets.VBox):
     anywidget is installed and the notebook is not on Colab. ValueError for True without anywidget.
     """
 
+    children: tuple[Any, ...]  # what is drawn: nothing, or one widget
+
     def __init__(self, live: Live = "auto") -> None:
         if live is True and find_spec("anywidget") is None:
             raise ValueError('A live figure needs anywidget (pip install anywidget); live="auto" needs none.')
         self.live = can_be_live() if live == "auto" else live
         self.figure: Figure | None = None
+        self._json: dict[str, Any] = {}  # of a plain figure, as it is drawn now
         super().__init__(layout={"width": "100%"})
         if self.live:
             _take_over(self)
@@ -46,10 +51,12 @@ class Canvas(ipywidgets.VBox):
         elif self.live:
             self.children = (_update_live(_kernelled(figure.plot)),)
         else:
+            self._json = json.loads(_kernelled(figure.plot).to_json())
             self._redraw()
 
     def clear(self) -> None:
-        self.figure, self.children = None, ()
+        self.figure = None
+        self.children = ()
 
     def scrub(self, frame: int) -> str:
         """Show one frame of the present figure, and return its sentence; see `Figure.scrub`."""
@@ -58,23 +65,23 @@ class Canvas(ipywidgets.VBox):
         if self.live:
             return self.figure.scrub(frame, target=_live)
         said = self.figure.scrub(frame)
+        data = list(self._json["data"])
+        for index in self.figure.plot.frames[frame].traces:  # only these are encoded again
+            data[index] = json.loads(to_json_plotly(self.figure.plot.data[index]))
+        self._json = self._json | {"data": data}
         self._redraw()
         return said
 
     def _redraw(self) -> None:
-        assert self.figure is not None
-        plot = _kernelled(self.figure.plot)
-        self.children = (_frame(plot) if on_colab() else self._output(plot),)
+        self.children = (_frame(self._json) if on_colab() else self._output(),)
 
-    def _output(self, plot: go.Figure) -> Any:
+    def _output(self) -> Any:
         """The same `Output` each time, of a fixed height, so that the page below it does not jump."""
         old = self.children[0] if self.children else None
         drawn = old if isinstance(old, ipywidgets.Output) else ipywidgets.Output()
-        drawn.layout.height = f"{plot.layout.height + 10}px"
-        data = {
-            "application/vnd.plotly.v1+json": json.loads(plot.to_json()),
-            "text/plain": self.figure.text if self.figure else "",
-        }
+        drawn.layout.height = f"{self._json['layout']['height'] + 10}px"
+        text = self.figure.text if self.figure else ""
+        data = {"application/vnd.plotly.v1+json": self._json, "text/plain": text}
         drawn.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
         return drawn
 
@@ -141,17 +148,14 @@ def _rows(table: Any) -> list[list[float | None]] | None:
     return None if table is None else [[None if v != v else float(v) for v in row] for row in table]
 
 
-def _frame(plot: go.Figure) -> Any:
+def _frame(plot: dict[str, Any]) -> Any:
     """The plot in a frame of its own, which loads plotly.js itself.
 
     On Colab a plotly figure displayed from a widget's callback finds no plotly.js in the page ("Plotly is
     not defined", googlecolab/colabtools #5889), and scripts inside an `HTML` widget do not run. A frame's do,
     and Colab is never offline.
     """
-    page = plot.to_html(include_plotlyjs="cdn", full_html=True, config={"displaylogo": False})
-    height = plot.layout.height + 20
-    return ipywidgets.HTML(
-        f'<iframe title="figure" srcdoc="{escape(page)}" '
-        f'style="width: 100%; height: {height}px; border: 0"></iframe>',
-        layout={"width": "100%"},
-    )
+    page = to_html(plot, include_plotlyjs="cdn", validate=False, config={"displaylogo": False})
+    style = f"width: 100%; height: {plot['layout']['height'] + 20}px; border: 0"
+    frame = f'<iframe title="figure" srcdoc="{escape(page)}" style="{style}"></iframe>'
+    return ipywidgets.HTML(frame, layout={"width": "100%"})

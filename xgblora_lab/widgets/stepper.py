@@ -257,9 +257,9 @@ class Stepper(Panel):
             (self.next_button, "Train one round", wait),
             (self.run_button, "Train several rounds; Pause stops after the present one", wait),
             (self.pause_button, "Stop after the present round", "" if running else "Nothing is running"),
-            (self.reset_button, "Go back to the base model and forget all rounds", fixed or none or wait),
-            (self.rewind_button, "Forget the rounds after this one", fixed or none or wait),
-            (self.drop_button, "Take this round's boosters out of the model", single or none or wait),
+            (self.reset_button, "Go back to the base model and forget all rounds", fixed or wait or none),
+            (self.rewind_button, "Forget the rounds after this one", fixed or wait or none),
+            (self.drop_button, "Take this round's boosters out of the model", single or wait or none),
         ):
             control.disabled, control.tooltip = bool(why), why or hint
         self.count.disabled = running
