@@ -73,7 +73,7 @@ logging.disable_progress_bar()  # of loading and saving, which take no time here
 
 #            planted: rounds, steps_per_round, length | merges | learning rates | pydocs: rounds, rows, length
 profiles = {
-    "ci": ((6, 10, 8), 48, (0.01, 0.03), (6, 10, 640, 24)),
+    "ci": ((6, 8, 8), 48, (0.01, 0.03), (5, 8, 480, 24)),
     "laptop": ((12, 20, 16), 64, (0.01, 0.03, 0.1), (16, 25, 3000, 32)),
     "classroom": ((32, 30, 16), 128, (0.003, 0.01, 0.03, 0.1), (40, 30, 3000, 64)),
 }
@@ -196,8 +196,9 @@ print(bench)
 # %%
 record = bench.step()  # one round
 print(record)
+print("modules:", ", ".join(record.modules))
 
-shown = ["modules", "loss_before", "loss_after", "probe_before", "probe_after", "tokens", "peak_parameters"]
+shown = ["loss_before", "loss_after", "probe_before", "probe_after", "tokens", "peak_parameters"]
 display(pd.Series({name: getattr(record, name) for name in [*shown, "optimizer_bytes"]}).to_frame("round 0"))
 say(
     f"One round trained {record.peak_parameters:,} numbers, "
@@ -220,7 +221,8 @@ say(
 # %%
 from xgblora_lab.widgets import Stepper
 
-stepper = Stepper(bench, module=planted)
+# a live figure takes seconds to start, and nobody watches the smallest profile
+stepper = Stepper(bench, module=planted, live=False if profile == "ci" else "auto")
 stepper.next_round()  # what the button does
 print(bench.history[-1])
 stepper
@@ -543,10 +545,11 @@ ranks = {
 ranks["from the factors"] = spectra.numerical_rank(many.spectrum(planted), shape=tuple(exact.shape))
 last_errors = drift.iloc[-1].to_dict() | {"from the factors": 0.0}
 display(pd.DataFrame({"relative error": last_errors, "numerical rank": ranks}))
+one_by_one, at_once = last_errors["bf16, one by one"], last_errors["bf16, once"]
 say(
-    f"{merges} rank-1 merges in bfloat16, one by one: the error is {last_errors['bf16, one by one']:.0%} of the "
-    f"update, and the numerical rank reads {ranks['bf16, one by one']}. {stuck:.0%} of the weight's entries did "
-    f"not move at all in the last merge. Rounded once, the error is {last_errors['bf16, once']:.0%}."
+    f"{merges} rank-1 merges in bfloat16, one by one: the error is {one_by_one:.0%} of the update, and the "
+    f"numerical rank reads {ranks['bf16, one by one']}. In the last merge {stuck:.0%} of the entries of the "
+    f"weight did not move at all. Rounded once, the error is {at_once:.0%}."
 )
 many.close()
 
@@ -614,9 +617,8 @@ if edges:
 
 # %%
 reader, docs = load("lab", "pydocs", max_length=doc_length, limit=doc_rows)
-random.Random(seed).shuffle(
-    docs.splits["dev"]
-)  # they come sorted by area; below we look at the first few hundred
+# the passages come sorted by area; what is measured on the first few should not be of one area only
+random.Random(seed).shuffle(docs.splits["dev"])
 
 example = docs.splits["train"][0]
 print(
@@ -650,7 +652,7 @@ def features(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(hidden_states), torch.cat(labels)
 
 
-checked = min(docs.size("dev"), 200 if profile == "ci" else 10_000)
+checked = min(docs.size("dev"), 150 if profile == "ci" else 10_000)
 X, y = features("train", docs.size("train"))
 X_dev, y_dev = features("dev", checked)
 X, X_dev = (X - X.mean(0)) / X.std(0), (X_dev - X.mean(0)) / X.std(0)
@@ -703,18 +705,18 @@ for name, value, colour, dash in (
     )
 figure.update_yaxes(rangemode="tozero").show()
 
-apart = (staged[-1] - frozen) / noise
+apart = (staged[-1] - frozen) / (2**0.5 * noise)  # a difference of two is uncertain by √2 times as much
 verdict = "above" if apart > 2 else "below" if apart < -2 else "not clearly apart from"
 say(
     f"After {doc_rounds} rounds, {doc_rounds * doc_steps} steps of 16 passages, it is {staged[-1]:.3f}, "
     f"{verdict} the {frozen:.3f} of frozen features. With {checked} passages an accuracy is uncertain by "
-    f"about {noise:.3f} (one standard error)."
+    f"about {noise:.3f} (one standard error). Always naming the most frequent area gives {chance:.3f}."
 )
 
 # %% [markdown]
-# Do not read more into this than it says. The boosters' learning rate was not tuned here, and it is one
-# seed. If the two are not clearly apart, more rounds are the first thing to try: the profiles of this
-# notebook differ mostly in that.
+# Do not read more into this than it says. The boosters' learning rate was not tuned here, it is one seed,
+# and the smallest profile is too short to learn much. If the two are not clearly apart, more rounds are
+# the first thing to try: the profiles of this notebook differ mostly in that.
 
 # %% [markdown]
 # ## What to take away
@@ -737,7 +739,7 @@ say(
 
 # %%
 # Section 4: rounds lower the divergence, and unevenly.
-assert relative[-1] < 0.8
+assert relative[-1] < 0.9
 assert high.gain > 2 * np.mean([r.gain for r in bench.history])
 # Section 5: a module that was not drawn keeps its spectrum; the rank is bounded by the draws.
 for earlier_round, later_round in zip(bench.history.rounds, bench.history.rounds[1:], strict=False):
@@ -756,7 +758,7 @@ assert not np.allclose(loo["gain when trained"], loo["rise of the loss"], rtol=0
 # Section 10: the rank of the adapter is the most boosters on one module.
 assert report["rank"] == max(bench.ensemble.times_chosen(name) for name in bench.ensemble.shapes)
 # Section 11: small merges get lost in bfloat16, and the rank with them.
-assert last_errors["bf16, one by one"] > 2 * last_errors["bf16, once"] > 100 * last_errors["fp32"]
+assert one_by_one > 2 * at_once > 100 * last_errors["fp32"]
 assert ranks["from the factors"] <= merges < ranks["bf16, one by one"]
 # Section 12: LoRA of the planted rank wins at equal steps; boosting has the lowest peak.
 assert scores["LoRA, rank 4"] < scores["XGBLoRA"]

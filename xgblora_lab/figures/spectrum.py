@@ -232,7 +232,7 @@ def _slider(plot: go.Figure, indices: Sequence[int]) -> None:
     ]
     plot.update_layout(
         sliders=[{
-            "steps": steps, "active": len(steps) - 1, "x": 0.14, "len": 0.86, "y": -0.33, "yanchor": "top",
+            "steps": steps, "active": len(steps) - 1, "x": 0.2, "len": 0.8, "y": -0.33, "yanchor": "top",
             "pad": {"t": 10},
             "currentvalue": {"prefix": "after round ", "font": {"size": 18}}, "font": {"size": 13},
         }],
@@ -268,9 +268,10 @@ def _words(
     start = starting_loss(history)
     text += f" Residual loss {brief(start)} before, {brief(float(residual(history)[0][-1]))} after."
     if goal is not None and len(goal) and goal[0] > 0:
-        text += f" {goal_name.capitalize()}: {', '.join(brief(float(v)) for v in goal[:3])};"
-        reach = last[0] / goal[0] if len(last) else 0.0
-        text += f" the first singular value has reached {reach:.0%} of it."
+        text += f" {goal_name[:1].upper()}{goal_name[1:]}: {', '.join(brief(float(v)) for v in goal[:3])};"
+        reach = float(last[0] / goal[0]) if len(last) else 0.0
+        share = f"has reached {reach:.0%} of it" if goal_name == "target" else f"is {brief(reach)} times its"
+        text += f" the first singular value {share}."
     return text
 
 
