@@ -205,6 +205,9 @@ def test_full_fine_tuning_may_be_the_target() -> None:
     figure = figures.spectrum(history(), MODULES[0], target=full)
     (target,) = traces(figure, "full, last round")
     assert list(target.y) == pytest.approx(full[-1].measurements["spectrum"][MODULES[0]])
+    reached = history()[-1].measurements["spectrum"][MODULES[0]][0] / target.y[0]
+    assert f"Full, last round: {target.y[0]:.3g}" in figure.text
+    assert f"is {reached:.3g} times its" in figure.text  # a reference run is nothing to reach in per cent
 
 
 def test_missing_hook_and_unknown_module_are_said_in_words() -> None:

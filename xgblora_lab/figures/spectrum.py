@@ -240,7 +240,7 @@ def _slider(plot: go.Figure, indices: Sequence[int]) -> None:
             "type": "buttons", "buttons": buttons, "direction": "left", "x": 0, "xanchor": "left",
             "y": -0.39, "yanchor": "top", "showactive": False,
         }],
-        legend={"y": -0.16},
+        legend={"y": -0.16, "font": {"size": 14}},  # one row, or it pushes the slider off the figure
     )  # fmt: skip
 
 
