@@ -194,7 +194,7 @@ def test_the_real_language_models(shared: Path) -> None:
     not (models.LAB / "model.safetensors").exists(), reason=f"no lab weights; {models.PRETRAIN}"
 )
 def test_the_lab_model_on_the_embedded_data() -> None:
-    model, task = load(limit=8)
+    model, task = load(limit=64)
     assert (task.name, task.kind, len(task.labels)) == ("pydocs", "classification", model.config.num_labels)
     assert task.evaluate(model, limit=8)["loss"] < 10
     language, text = load("lab", "pydocs", kind="causal-lm", limit=8)

@@ -105,3 +105,9 @@ def test_a_library_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             pydocs.read()
     finally:
         pydocs._documents.cache_clear()
+
+
+def test_the_first_rows_of_every_split_are_of_all_areas() -> None:
+    source = pydocs.read()
+    for split, table in source.splits.items():
+        assert set(table["label"][:64]) == set(table["label"]), split

@@ -57,9 +57,11 @@ def read(kind: str = "classification") -> Source:
         if kind == "classification":
             smallest = min(len(texts) for texts in areas.values())
             areas = {area: _fewest(texts, min(round(1.5 * smallest), ROWS)) for area, texts in areas.items()}
-        for area, texts in areas.items():
-            table["text"] += texts
-            table["label"] += [area] * len(texts)
+        rows = [(text, area) for area, texts in areas.items() for text in texts]
+        # mixed, so that the first rows of a split, which a probe or a limit takes, are of all areas
+        for text, area in sorted(rows, key=lambda row: _digest(row[0])):
+            table["text"].append(text)
+            table["label"].append(area)
         splits[split] = table if kind == "classification" else {"text": table["text"]}
     return Source(splits)
 

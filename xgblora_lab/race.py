@@ -128,7 +128,7 @@ def race(
     lrs: the grid of learning rates, the same for every method, tried with the first seed.
     seeds: how many seeds the chosen learning rate runs with; a seed decides data order, head and boosters.
     steps, steps_per_round, schedule, warmup, batch_size, targets: as in `Bench` and `Method`, for all alike;
-        an option in a method's text wins.
+        an option in a method's text wins, and a `Method` object keeps its own.
     limit: score at most so many rows of dev and of test.
     hooks: makes fresh hooks for a run, e.g. `lambda: [Spectrum()]`.
     precision: accelerate's mixed precision, "no", "bf16" or "fp16".

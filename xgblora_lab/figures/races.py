@@ -88,11 +88,6 @@ def race(
         _draw(plot, lane, x)
     if math.isfinite(goal):
         plot.add_hline(y=goal, line={"color": GREY, "dash": "dot", "width": 2}, row=1, col=1)
-        plot.add_annotation(
-            text=f"target {brief(goal)}", x=0.01, xref="x domain", xanchor="left", y=goal, yref="y",
-            yanchor="bottom",
-            showarrow=False, font={"size": 15, "color": INK},
-        )  # fmt: skip
     if swept:
         for lane in lanes:
             _sweep(plot, lane, rank_by, ranked)
@@ -111,6 +106,12 @@ def race(
     )
     told = _score_name(runs[0], score) if score else f"last {'residual loss' if y == 'residual' else name}"
     _axes(plot, lanes, x, name, told, swept)
+    if math.isfinite(goal):
+        height = math.log10(goal) if plot.layout.yaxis.type == "log" else goal  # plotly's convention
+        plot.add_annotation(
+            text=f"target {brief(goal)}", x=0.01, xref="x domain", xanchor="left", y=height, yref="y",
+            yanchor="bottom", showarrow=False, font={"size": 15, "color": INK},
+        )  # fmt: skip
     if menu:
         _menu(plot, lanes, x)
     if not any(np.isfinite(lane.spent(x)).any() for lane in lanes):
