@@ -10,7 +10,7 @@ import torch
 from toy import ToyTask
 
 from xgblora_lab.bench import Bench
-from xgblora_lab.hooks import Gradient, Hook, Probe, Spectrum, Stop
+from xgblora_lab.hooks import Gain, Gradient, Hook, Probe, Spectrum, Stop
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
 from xgblora_lab.records import History, Round
 
@@ -190,3 +190,16 @@ def test_records_survive_files(tmp_path):
         Round.to_dict(
             bench.history[0].__class__(**{**bench.history[0].__dict__, "measurements": {"x": object()}})
         )
+
+
+def test_a_gain_is_what_is_lost_without_the_booster():
+    bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=4, modules_per_round=1), steps=12, hooks=[Gain()])
+    records = list(bench.rounds())
+    plain = bench_of(XGBLoRA(lr=0.05, steps_per_round=4, modules_per_round=1), steps=12)
+    assert [r.losses for r in plain.run(progress=False)] == [r.losses for r in records]  # it only looks
+    left_out = dict(bench.left_out())[2]["loss"] - bench.evaluate()["loss"]
+    (gain,) = records[2].measurements["gain"].values()
+    assert gain == pytest.approx(left_out, abs=5e-6)  # float32 losses
+    assert abs(gain) > 1e-4
+    lora = bench_of(LoRA(rank=2, steps_per_round=2), hooks=[Gain()], steps=2)
+    assert "gain" not in lora.step().measurements

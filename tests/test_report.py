@@ -224,5 +224,8 @@ def test_a_browser_scrubs_the_page_from_the_file_system(tmp_path: Path, browser:
     assert spectrum.count() == 1
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("document.querySelector('input[type=range]').value === '11'")
+    artifacts = Path(__file__).resolve().parent.parent / "artifacts"
+    artifacts.mkdir(exist_ok=True)
+    page.screenshot(path=artifacts / "report.png", full_page=True)
     assert errors == []
     context.close()

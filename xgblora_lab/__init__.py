@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from . import widgets as widgets
     from .bench import Bench, resume
     from .ensemble import Ensemble
-    from .hooks import Checkpoint, Gradient, Hook, Probe, Spectrum, Stop
+    from .hooks import Checkpoint, Gain, Gradient, Hook, Probe, Spectrum, Stop
     from .methods import Full, LoRA, Method, XGBLoRA, make_method
     from .models import load, load_model, load_tokenizer
     from .planted import matrix, planted
@@ -31,7 +31,7 @@ _SUBMODULES = ("adapters", "figures", "spectra", "widgets")
 _NAMES = {
     "bench": ("Bench", "resume"),
     "ensemble": ("Ensemble",),
-    "hooks": ("Checkpoint", "Gradient", "Hook", "Probe", "Spectrum", "Stop"),
+    "hooks": ("Checkpoint", "Gain", "Gradient", "Hook", "Probe", "Spectrum", "Stop"),
     "methods": ("Full", "LoRA", "Method", "XGBLoRA", "make_method"),
     "models": ("load", "load_model", "load_tokenizer"),
     "planted": ("matrix", "planted"),
@@ -46,6 +46,7 @@ __all__ = [
     "Checkpoint",
     "Ensemble",
     "Full",
+    "Gain",
     "Gradient",
     "History",
     "Hook",

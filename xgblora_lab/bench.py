@@ -305,6 +305,12 @@ class Bench(Rewinding):
         return loss
 
     def _measure_probe(self) -> float:
+        if self._probe_loss is None:
+            self._probe_loss = self.probe_loss()
+        return self._probe_loss
+
+    def probe_loss(self) -> float:
+        """Loss of the model as it is now on the fixed probe batch; nan where `probe_size` is 0."""
         if not self.probe_size:
             return math.nan
         if self._probe is None:
@@ -312,10 +318,8 @@ class Bench(Rewinding):
             rows = range(min(self.probe_size, self.task.size(split)))
             size = self.trainer.batch_size
             self._probe = [self.task.batch(split, rows[i : i + size]) for i in rows[::size]]
-        if self._probe_loss is None:
-            self.model.eval()
-            self._probe_loss = self.trainer.loss(self._probe)
-        return self._probe_loss
+        self.model.eval()
+        return self.trainer.loss(self._probe)
 
     def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
         """The task's scores of the model as it is now."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xgblora_lab import spectra
-from xgblora_lab.adapters import dense_weight, watched
+from xgblora_lab.adapters import add_update_, dense_weight, watched
 from xgblora_lab.ensemble import save_tensors
 from xgblora_lab.records import Round, write_json
 
@@ -171,6 +171,26 @@ class Gradient(Hook):
 
     def on_run_end(self, bench: Bench) -> None:
         self._directions = {}
+
+
+class Gain(Hook):
+    """What each module's new booster is worth, as boosted trees report: `{"gain": {module: loss}}`.
+
+    The rise of the probe loss when that one booster is taken out of the merged model: one forward pass over
+    the probe batch for each module chosen. Methods that do not merge have no boosters to credit.
+    """
+
+    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+        if not bench.method.additive:
+            return None
+        with_all, credit = bench.probe_loss(), {}
+        for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
+            weight = bench.modules[name].weight.data
+            kept = weight.clone()  # type: ignore[operator]
+            add_update_(bench.modules[name], -B, A)
+            credit[name] = bench.probe_loss() - with_all
+            weight.copy_(kept)  # type: ignore[operator]
+        return {"gain": credit}
 
 
 class Checkpoint(Hook):

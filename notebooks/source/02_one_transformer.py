@@ -55,6 +55,7 @@ from transformers.utils import logging
 
 from xgblora_lab import (
     Bench,
+    Gain,
     LoRA,
     Spectrum,
     XGBLoRA,
@@ -65,8 +66,7 @@ from xgblora_lab import (
     race,
     spectra,
 )
-from xgblora_lab.adapters import LowRank, attached, dense_weight, init_A
-from xgblora_lab.hooks import Hook
+from xgblora_lab.adapters import LowRank, attached, init_A
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 logging.disable_progress_bar()  # of loading and saving, which take no time here
@@ -165,25 +165,12 @@ print("logits equal, bit for bit:", torch.equal(before, after))
 # 3. **Merge** them: *W* ← *W* + *BA*. Nothing is attached any more.
 # 4. **Record** what happened.
 #
-# The **bench** does this. We give it two observers, called hooks. `Spectrum` belongs to the library.
-# `Gain` is ours. After each round it takes each new booster out again, one at a time, and notes by how much
-# the loss rises.
+# The **bench** does this. We give it two observers, called hooks. `Spectrum` notes the singular values.
+# `Gain` takes each new booster out again after its round, one at a time, and notes by how much the loss
+# rises.
 
 
 # %%
-class Gain(Hook):
-    """Credits every module of a round with the rise of the loss when its new booster is taken out."""
-
-    def measure(self, bench):
-        now = bench.evaluate("dev", limit=bench.probe_size)["loss"]
-        credit = {}
-        for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
-            with bench.weights.kept():  # the weights are as before, after the block
-                dense_weight(bench.modules[name]).data.sub_(B @ A)
-                credit[name] = bench.evaluate("dev", limit=bench.probe_size)["loss"] - now
-        return {"gain": credit}
-
-
 method = XGBLoRA(rank=1, steps_per_round=steps_per_round, modules_per_round=2, lr=0.03)
 options = {"steps": steps, "batch_size": 8, "targets": targets, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, method, hooks=[Spectrum(), Gain()], **options)

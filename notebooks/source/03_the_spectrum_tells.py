@@ -41,9 +41,7 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import Markdown, display
 
-from xgblora_lab import Bench, Full, LoRA, Spectrum, XGBLoRA, figures, load, matrix, race, spectra
-from xgblora_lab.adapters import dense_weight
-from xgblora_lab.hooks import Hook
+from xgblora_lab import Bench, Full, Gain, LoRA, Spectrum, XGBLoRA, figures, load, matrix, race, spectra
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 
@@ -119,19 +117,6 @@ boosting = tuned(XGBLoRA, low_rank_lrs, modules_per_round=2, **common)
 
 
 # %%
-class Gain(Hook):
-    """Credits every module of a round with the rise of the loss when its new booster is taken out."""
-
-    def measure(self, bench):
-        now = bench.evaluate("dev", limit=bench.probe_size)["loss"]
-        credit = {}
-        for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
-            with bench.weights.kept():  # the weights are as before, after the block
-                dense_weight(bench.modules[name]).data.sub_(B @ A)
-                credit[name] = bench.evaluate("dev", limit=bench.probe_size)["loss"] - now
-        return {"gain": credit}
-
-
 options = {"steps": steps, "batch_size": 8, "targets": modules, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, boosting, hooks=[Spectrum(), Gain()], **options)
 boosted = bench.run(progress=progress)
