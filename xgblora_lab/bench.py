@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab import spectra
-from xgblora_lab.adapters import dense_weight, find_modules, head_parameters, weight_shape
+from xgblora_lab.adapters import dense_weight, find_modules, head_parameters, is_linear, weight_shape
 from xgblora_lab.ensemble import Ensemble
 from xgblora_lab.hooks import Checkpoint, Hook
 from xgblora_lab.methods.base import Method
@@ -386,6 +386,7 @@ class Bench(Rewinding):
         import transformers
 
         truth: Mapping[str, tuple[Tensor, Tensor]] = getattr(self.task, "truth", {})
+        weights = sum(math.prod(weight_shape(m)) for m in self.model.modules() if is_linear(m))
         return {
             "options": self.method.options(),
             "label": self.method.label(),
@@ -405,6 +406,7 @@ class Bench(Rewinding):
             "precision": str(self.accelerator.mixed_precision),
             "processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
+            "flops_per_token": self.method.flops_per_weight * weights,
             "truth_spectrum": {n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
             "versions": {m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
         }

@@ -46,6 +46,9 @@ class Method:
 
     name: ClassVar[str] = "method"
     additive: ClassVar[bool] = False  # whether rounds' updates add up (see `Ensemble`)
+    # Floating-point operations per token and weight: 2 forward, 2 backward through the activations. An upper
+    # bound where the lowest module trained is not the first.
+    flops_per_weight: ClassVar[int] = 4
     rewindable: ClassVar[bool] = True  # whether the state at every round's end is small enough to keep
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class Full(Method):
 
     name: ClassVar[str] = "full"
     rewindable: ClassVar[bool] = False
+    flops_per_weight: ClassVar[int] = 6  # 2 more for the weights' own gradients
 
     def start(self, bench: Bench) -> None:
         bench.weights.snapshot()
