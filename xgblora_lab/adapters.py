@@ -197,11 +197,28 @@ class LowRank(nn.Module):
         B = torch.zeros(d, A.shape[0], device=device, dtype=dtype)  # type: ignore[arg-type]
         return cls(A.to(device=device, dtype=dtype), B, scale)  # type: ignore[arg-type]
 
+    @property
+    def rank(self) -> int:
+        """r, the number of rank-1 parts."""
+        return self.A.shape[0]
+
+    def gates(self) -> Tensor | None:
+        """What multiplies the rank-1 parts, (r,); a method may compute it from the parameter `gate`."""
+        return self.gate
+
+    def resize(self, rank: int) -> None:
+        """Give the booster new parameters of another rank, filled with zeros."""
+        (_, k), (d, _) = self.A.shape, self.B.shape
+        self.A, self.B = nn.Parameter(self.A.new_zeros(rank, k)), nn.Parameter(self.B.new_zeros(d, rank))
+        if self.gate is not None:
+            self.gate = nn.Parameter(self.gate.new_zeros(rank))
+
     def forward(self, x: Tensor) -> Tensor:
         """The booster's part of the output: (…, k) -> (…, d), in the factors' dtype."""
         down = nn.functional.linear(x.to(self.A.dtype), self.A)  # (…, r)
-        if self.gate is not None:
-            down = down * self.gate
+        gates = self.gates()
+        if gates is not None:
+            down = down * gates
         if self.scale != 1.0:
             down = down * self.scale  # on the r-sized side: the cheap one
         return nn.functional.linear(down, self.B)  # (…, d)
@@ -225,8 +242,9 @@ class LowRank(nn.Module):
     def factors(self, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
         """(B, A), detached copies with scale, gate and shrinkage folded into B: the update is B @ A."""
         B = self.B.detach() * (self.scale * shrinkage)
-        if self.gate is not None:
-            B = B * self.gate.detach()
+        gates = self.gates()
+        if gates is not None:
+            B = B * gates.detach()
         return B, self.A.detach().clone()
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab import spectra
-from xgblora_lab.adapters import dense_weight, find_modules, head_parameters, is_linear, weight_shape
+from xgblora_lab.adapters import find_modules, head_parameters, is_linear, weight_shape
 from xgblora_lab.ensemble import Ensemble
 from xgblora_lab.hooks import Checkpoint, Hook
 from xgblora_lab.methods.base import Method
@@ -114,7 +114,7 @@ class Bench(Rewinding):
         self._head_before = {n: p.detach().to("cpu", copy=True) for n, p in self.head.items()}
         self._head_optimizer = self._new_head_optimizer()
         self._step = 0
-        self._extra_passes = 0
+        self._extra_passes = self._extra_forwards = 0
         self._first_batch: list[Batch] = []  # of the present round
         self._probe: list[Batch] | None = None
         self._probe_loss: float | None = None  # of the present weights
@@ -209,7 +209,7 @@ class Bench(Rewinding):
 
     def _fit(self, index: int, hooks: Sequence[Hook]) -> Round:
         began = time.perf_counter()
-        self._extra_passes = 0
+        self._extra_passes = self._extra_forwards = 0
         self._first_batch = batches = self.trainer.batches(self._step)
         probe_before = self._measure_probe()
         modules = tuple(self.method.begin_round(self, index))
@@ -225,6 +225,7 @@ class Bench(Rewinding):
         self._seed_dropout(index)
         for i in range(count):
             batches = self._first_batch if i == 0 else self.trainer.batches(self._step)
+            self.method.before_backward(self)
             loss = self.trainer.backward(batches, trained)
             self.method.after_backward(self)
             rates.append(self.method.lr * self.method.rate(self._step, i, self.steps))
@@ -234,6 +235,8 @@ class Bench(Rewinding):
                 optimizers[self._head_optimizer] = self.method.head_lr * factor
             norms.append(self.trainer.update(optimizers, trained, self.method.max_grad_norm))
             self.method.after_step(self)
+            for parameter in trained:
+                parameter.grad = None
             losses.append(loss)
             tokens += sum(self.task.tokens(batch) for batch in batches)
             self._step += 1
@@ -241,6 +244,7 @@ class Bench(Rewinding):
                 hook.on_step(self, i, loss)
         self.model.eval()
         optimizer_bytes = state_bytes(list(optimizers))
+        new = self.method.new_parameters(index)
         boosters = self.method.end_round(self, index)
         self.ensemble.append(boosters)
         if self.method.additive:
@@ -248,7 +252,6 @@ class Bench(Rewinding):
         loss_after = self._measure_first_batch(index)
         self._probe_loss = None
         head = sum(p.numel() for p in self.head.values())
-        new = sum(p.numel() for p in parameters) if self.method.additive or not len(self.history) else 0
         total = self.history[-1].total_parameters if len(self.history) else head
         values = torch.stack([torch.stack(losses), torch.stack(norms).to(losses[0])]).tolist()
         record = Round(
@@ -270,6 +273,7 @@ class Bench(Rewinding):
             optimizer_bytes=optimizer_bytes,
             gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
             extra_passes=self._extra_passes,
+            extra_forwards=self._extra_forwards,
             measurements={k: v for hook in hooks for k, v in (hook.measure(self) or {}).items()},
         )
         self.history.rounds.append(record)
@@ -277,8 +281,8 @@ class Bench(Rewinding):
             self._states[len(self.history)] = self.state()
         return record
 
-    def probe_gradients(self) -> None:
-        """One forward-backward pass on the round's first batch without a step, for a method or a hook.
+    def probe_gradients(self, passes: int = 1) -> None:
+        """Forward-backward passes on the batches of the next steps without a step, for a method or a hook.
 
         What hooks on modules saw is what counts: gradients of parameters are cleared again. Counted in the
         record's `extra_passes`.
@@ -287,10 +291,21 @@ class Bench(Rewinding):
         trained += [p for p in self.method.trainable().values() if p.requires_grad]
         self.model.train()
         self._seed_dropout(len(self.history))
-        self.trainer.backward(self._first_batch, trained)
-        for parameter in trained:
-            parameter.grad = None
-        self._extra_passes += 1
+        for i in range(passes):
+            batches = self.trainer.batches(self._step + i) if i else self._first_batch
+            self.trainer.backward(batches, trained)
+            for parameter in trained:
+                parameter.grad = None
+        self._extra_passes += passes
+
+    def probe_forward(self, batches: Sequence[Batch]) -> float:
+        """Mean loss on a method's own batches, without gradient or dropout; counted in `extra_forwards`."""
+        training = self.model.training
+        self.model.eval()
+        loss = self.trainer.loss(batches)
+        self.model.train(training)
+        self._extra_forwards += len(batches)
+        return loss
 
     # Measuring
 
@@ -335,17 +350,25 @@ class Bench(Rewinding):
 
     def update(self, name: str, upto: int | None = None) -> Tensor:
         """The accumulated update ΔW (d, k) of a module after `upto` rounds (default: now), on the CPU."""
-        if self.method.rewindable:
+        if self.method.low_rank:
             return self.ensemble.update(name, upto)
-        if upto not in (None, len(self.history)):
+        if upto in (None, len(self.history)):
+            return self.method.update(self, name)
+        if not self.method.rewindable:
             raise ValueError(f"{self.method.name} keeps only its present update; leave `upto` out.")
-        base = self.weights.base(name)
-        live = dense_weight(self.modules[name]).detach().cpu()
-        return live.to(torch.promote_types(base.dtype, torch.float32)) - base
+        with self.at(upto):
+            return self.method.update(self, name)
+
+    def factors(self, name: str, upto: int | None = None) -> tuple[Tensor, Tensor]:
+        """(B (d, R), A (R, k)) with the accumulated update B @ A; (ΔW, I) where the method has no factors."""
+        if self.method.low_rank:
+            return self.ensemble.factors(name, upto)
+        update = self.update(name, upto)
+        return update, torch.eye(update.shape[1], dtype=update.dtype)
 
     def spectrum(self, name: str, upto: int | None = None) -> Tensor:
         """Singular values of the accumulated update, descending; from factors where the method has them."""
-        if self.method.rewindable:
+        if self.method.low_rank:
             return self.ensemble.spectrum(name, upto)
         return torch.linalg.svdvals(self.update(name, upto))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xgblora_lab import spectra
-from xgblora_lab.adapters import add_update_, dense_weight, watched
+from xgblora_lab.adapters import add_update_, watched
 from xgblora_lab.ensemble import save_tensors
 from xgblora_lab.records import Round, write_json
 
@@ -71,7 +71,7 @@ class Spectrum(Hook):
         self._seen = (bench.ensemble.version, len(bench.ensemble))
         truth = {n: f for n, f in getattr(bench.task, "truth", {}).items() if n in names}
         if truth:
-            factors = {n: self._factors(bench, n) for n in truth}
+            factors = {n: bench.factors(n) for n in truth}
             measured["alignment"] = {n: float(spectra.alignment(factors[n], f)) for n, f in truth.items()}
             measured["distance"] = {n: float(spectra.distance(factors[n], f)) for n, f in truth.items()}
         return measured
@@ -89,16 +89,9 @@ class Spectrum(Hook):
 
     @staticmethod
     def _latest(bench: Bench) -> list[Tensor]:
-        if bench.method.rewindable:
+        if bench.method.low_rank:
             return [factor for pair in bench.ensemble[len(bench.ensemble) - 1].values() for factor in pair]
-        return [dense_weight(module) for module in bench.modules.values()]
-
-    @staticmethod
-    def _factors(bench: Bench, name: str) -> tuple[Tensor, Tensor]:
-        if bench.method.rewindable:
-            return bench.ensemble.factors(name)
-        update = bench.update(name)
-        return update, torch.eye(update.shape[1], dtype=update.dtype)
+        return list(bench.method.trainable().values())
 
 
 class Probe(Hook):

@@ -44,8 +44,11 @@ class Round:
     total_parameters: int  # distinct numbers trained since the run's start, boosters of all rounds summed
     optimizer_bytes: int  # optimizer state at the round's end
     gradient_bytes: int  # gradients held at one moment
-    extra_passes: int = (
-        0  # forward-backward passes beyond the κ training steps (an initialisation's probe, …)
+    # Beyond the κ training steps: forward-backward passes (an initialisation's probe, …), and forward passes
+    # without backward (of a method that looks before it changes itself)
+    extra_passes: int = 0
+    extra_forwards: int = (
+        0  # forward passes without backward, of a method that looks before it changes itself
     )
     measurements: Mapping[str, Any] = field(default_factory=dict)  # what hooks added; JSON values
 

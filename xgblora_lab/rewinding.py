@@ -174,7 +174,7 @@ class Rewinding:
     def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
         """The accumulated update as a PEFT adapter on disk; see `Ensemble.export_peft`."""
         self.check_open()
-        if not self.method.rewindable:
+        if not self.method.low_rank:
             raise ValueError(f"{self.method.name} is no sum of low-rank factors; use export_merged for it.")
         return self.ensemble.export_peft(folder, self.model, rank, base)
 
@@ -199,7 +199,10 @@ class Rewinding:
         state = self.state()
         with self.weights.kept():
             try:
-                factors = self.method.end_round(self._bench, len(self.history))
+                if self.method.low_rank:
+                    factors = self.method.end_round(self._bench, len(self.history))
+                else:
+                    factors = {name: self._bench.factors(name) for name in self._bench.modules}
                 self.method.close(self._bench)
                 self.weights.merge(factors)
                 yield self.model

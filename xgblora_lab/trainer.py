@@ -89,7 +89,7 @@ class Trainer:
         trained: Sequence[nn.Parameter],
         max_norm: float | None,
     ) -> Tensor:
-        """Step each optimizer at its learning rate and clear the gradients; returns the gradients' norm."""
+        """Step each optimizer at its learning rate; returns the gradients' norm. The gradients stay."""
         scaler = self.accelerator.scaler  # fp16 only
         for optimizer, lr in optimizers.items():
             for group in optimizer.param_groups:
@@ -104,7 +104,6 @@ class Trainer:
                 optimizer.step()
             else:
                 scaler.step(optimizer)
-            optimizer.zero_grad()
         if scaler is not None:
             scaler.update()
         return norm.detach()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,6 +50,7 @@ class Method:
     # bound where the lowest module trained is not the first.
     flops_per_weight: ClassVar[int] = 4
     rewindable: ClassVar[bool] = True  # whether the state at every round's end is small enough to keep
+    low_rank: ClassVar[bool] = True  # whether the accumulated update is a product of factors
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.head_lr > 0:
@@ -101,18 +102,34 @@ class Method:
         raise NotImplementedError
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """AdamW over this round's parameters."""
+        """The optimizer of a round: a new one, unless the method keeps one."""
+        return self.new_optimizer(parameters)
+
+    def new_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW; a group's `"lr_ratio"` multiplies the learning rate that the loop sets at every step."""
         return adamw(parameters, self.lr, self.betas, self.weight_decay)
+
+    def before_backward(self, bench: Bench) -> None:
+        """A training step begins: its forward and backward pass come next."""
 
     def after_backward(self, bench: Bench) -> None:
         """Gradients are there (summed over processes): change them here."""
 
     def after_step(self, bench: Bench) -> None:
-        """The optimizer has stepped."""
+        """The optimizer has stepped; the gradients it used are still there."""
 
     def end_round(self, bench: Bench, index: int) -> Boosters:
         """The round's boosters (B, A) by module; additive ones are merged by the bench afterwards."""
         raise NotImplementedError
+
+    def update(self, bench: Bench, module: str) -> Tensor:
+        """The accumulated update ΔW (d, k) now, on the CPU; for methods whose update is no product."""
+        raise NotImplementedError
+
+    def new_parameters(self, index: int) -> int:
+        """How many of the numbers that round `index` trains no earlier round trained."""
+        count = sum(p.numel() for p in self.trainable().values())
+        return count if self.additive or index == 0 else 0
 
     def close(self, bench: Bench) -> None:
         """Take everything off the model again."""
@@ -125,6 +142,35 @@ class Method:
         """Take back what `state` gave."""
 
 
+@dataclass
+class Continued(Method):
+    """A method that trains the same parameters from the first step to the last, with one optimizer."""
+
+    def start(self, bench: Bench) -> None:
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.new_optimizer(parameters)
+        return self.optimizer
+
+    def state(self) -> dict[str, Tensor]:
+        parameters = self.trainable()
+        tensors = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
+        if self.optimizer is not None:
+            tensors |= optimizer_tensors(self.optimizer, parameters, "optimizer/")
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        parameters = self.trainable()
+        for name, parameter in parameters.items():
+            parameter.data.copy_(state[name])
+        self.optimizer = None
+        if any(key.startswith("optimizer/") for key in state):
+            optimizer = self.make_optimizer(list(parameters.values()))
+            load_optimizer_tensors(optimizer, parameters, state, "optimizer/")
+
+
 def adamw(
     parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
 ) -> torch.optim.AdamW:
@@ -133,14 +179,23 @@ def adamw(
 
 
 def fresh_boosters(
-    modules: Mapping[str, nn.Module], rank: int, scale: float, init: str, seed: int, index: int
+    modules: Mapping[str, nn.Module],
+    rank: int | Mapping[str, int],
+    scale: Callable[[int], float],
+    init: str,
+    seed: int,
+    index: int,
 ) -> dict[str, LowRank]:
-    """Boosters that change nothing yet, one per module; A depends on (seed, index, module order) alone."""
+    """Boosters that change nothing yet, one per module; A depends on (seed, index, module order) alone.
+
+    rank: one for all, or by module; scale: a rank's scale.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
     boosters = {}
     for name, module in modules.items():
-        k = weight_shape(module)[1]
-        boosters[name] = LowRank.fresh(module, init_A(init, rank, k, generator), scale)
+        r = rank if isinstance(rank, int) else rank[name]
+        A = init_A(init, r, weight_shape(module)[1], generator)
+        boosters[name] = LowRank.fresh(module, A, scale(r))
     return boosters
 
 
@@ -154,24 +209,29 @@ def booster_parameters(boosters: Mapping[str, LowRank]) -> dict[str, nn.Paramete
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Iterable[str], prefix: str = ""
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str = ""
 ) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, copied to the CPU: `prefix + parameter name + "/" + key`."""
-    tensors = {}
-    for name, entry in zip(names, optimizer.state_dict()["state"].values(), strict=False):
-        for key, value in entry.items():
-            tensors[f"{prefix}{name}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
-    return tensors
+    return {
+        f"{prefix}{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor], prefix: str = ""
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    prefix: str = "",
 ) -> None:
     """Give an optimizer the state that `optimizer_tensors` took; parameters that had none stay fresh."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for i, name in enumerate(names):
+    for name, parameter in parameters.items():
         start = f"{prefix}{name}/"
-        entry = {key[len(start) :]: value.clone() for key, value in tensors.items() if key.startswith(start)}
+        entry = {
+            key[len(start) :]: value.to(parameter.device, copy=True)
+            for key, value in tensors.items()
+            if key.startswith(start)
+        }
         if entry:
-            state[i] = entry
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            optimizer.state[parameter] = entry

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.methods.base import Method, load_optimizer_tensors, optimizer_tensors
+from xgblora_lab.adapters import dense_weight
+from xgblora_lab.methods.base import Continued
 
 if TYPE_CHECKING:
     from xgblora_lab.bench import Bench
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Full(Method):
+class Full(Continued):
     """The reference that low rank is measured against. Its update has no small factors, so only the current
     one is kept: a run can be saved and resumed, but not rewound to an earlier round.
     """
@@ -26,9 +26,11 @@ class Full(Method):
 
     name: ClassVar[str] = "full"
     rewindable: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
     flops_per_weight: ClassVar[int] = 6  # 2 more for the weights' own gradients
 
     def start(self, bench: Bench) -> None:
+        super().start(bench)
         bench.weights.snapshot()
         head = {id(p) for p in bench.head.values()}
         self.parameters = {
@@ -42,18 +44,9 @@ class Full(Method):
         self.before = {n: p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer: torch.optim.Optimizer | None = None
-
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
-        return bench.modules
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.parameters
-
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = super().make_optimizer(parameters)
-        return self.optimizer
 
     def end_round(self, bench: Bench, index: int) -> Boosters:
         return {}
@@ -64,16 +57,7 @@ class Full(Method):
             parameter.grad = None
             parameter.requires_grad_(False)
 
-    def state(self) -> dict[str, Tensor]:
-        tensors = {n: p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
-        if self.optimizer is not None:
-            tensors |= optimizer_tensors(self.optimizer, self.parameters, "optimizer/")
-        return tensors
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(state[name])
-        self.optimizer = None
-        if any(key.startswith("optimizer/") for key in state):
-            optimizer = self.make_optimizer(list(self.parameters.values()))
-            load_optimizer_tensors(optimizer, self.parameters, state, "optimizer/")
+    def update(self, bench: Bench, module: str) -> Tensor:
+        base = bench.weights.base(module)
+        live = dense_weight(bench.modules[module]).detach().cpu()
+        return live.to(torch.promote_types(base.dtype, torch.float32)) - base

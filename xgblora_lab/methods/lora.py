@@ -7,17 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from xgblora_lab.adapters import LowRank
-from xgblora_lab.methods.base import (
-    Method,
-    booster_parameters,
-    fresh_boosters,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from xgblora_lab.methods.base import Continued, booster_parameters, fresh_boosters
 
 if TYPE_CHECKING:
     from xgblora_lab.bench import Bench
@@ -25,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class LoRA(Method):
+class LoRA(Continued):
     """W + s·B A with B = 0 at the start; only A (rank, k) and B (d, rank) are trained.
 
     rank: r. alpha: the scale is alpha/rank, or alpha/√rank with `scaling="rslora"` (Kalajdzievski 2023,
@@ -47,31 +40,26 @@ class LoRA(Method):
                 f"Unknown scaling {self.scaling!r}; accepted: 'lora' (alpha/r), 'rslora' (alpha/√r)."
             )
 
-    @property
-    def scale(self) -> float:
+    def scale_of(self, rank: int) -> float:
+        """The scale of a pair of this rank."""
         alpha = self.rank if self.alpha is None else self.alpha
-        return alpha / (self.rank if self.scaling == "lora" else math.sqrt(self.rank))
+        return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
 
     def start(self, bench: Bench) -> None:
+        super().start(bench)
         self.boosters = self.make_boosters(bench)
         for name, booster in self.boosters.items():
             booster.attach(bench.modules[name])
-        self.optimizer: torch.optim.Optimizer | None = None
 
     def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
         """The pairs that are attached for the whole run."""
-        return fresh_boosters(bench.modules, self.rank, self.scale, self.init, bench.seed, 0)
+        return fresh_boosters(bench.modules, self.rank, self.scale_of, self.init, bench.seed, 0)
 
     def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
         return self.boosters
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return booster_parameters(self.boosters)
-
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = super().make_optimizer(parameters)
-        return self.optimizer
 
     def end_round(self, bench: Bench, index: int) -> Boosters:
         return {name: booster.factors() for name, booster in self.boosters.items()}
@@ -80,19 +68,13 @@ class LoRA(Method):
         for booster in self.boosters.values():
             booster.detach()
 
-    def state(self) -> dict[str, Tensor]:
-        tensors = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable().items()}
-        if self.optimizer is not None:
-            tensors |= optimizer_tensors(self.optimizer, self.trainable(), "optimizer/")
-        return tensors
-
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.trainable().items():
-            parameter.data.copy_(state[name])
-        self.optimizer = None
-        if any(key.startswith("optimizer/") for key in state):
-            optimizer = self.make_optimizer(list(self.trainable().values()))
-            load_optimizer_tensors(optimizer, self.trainable(), state, "optimizer/")
+        for name, booster in self.boosters.items():
+            rank = state[f"{name}.A"].shape[0]
+            if rank != booster.rank:  # methods that move rank between modules
+                booster.resize(rank)
+                booster.scale = self.scale_of(rank)
+        super().load_state(state)
 
 
 def check_rank(rank: int) -> None:

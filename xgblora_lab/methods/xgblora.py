@@ -80,9 +80,9 @@ class XGBLoRA(Method):
         if self.norm_penalty < 0:
             raise ValueError(f"norm_penalty must be 0 or more, got {self.norm_penalty}.")
 
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+    def scale_of(self, rank: int) -> float:
+        """The scale of a booster of this rank."""
+        return 1.0 if self.alpha is None else self.alpha / rank
 
     def rate(self, step: int, round_step: int, total: int) -> float:
         factor = super().rate(step, round_step, total)
@@ -111,7 +111,7 @@ class XGBLoRA(Method):
         names = self.choose(list(bench.modules), bench.seed, index)
         modules = {name: bench.modules[name] for name in names}
         init = "kaiming" if self.init == "residual" else self.init
-        self.boosters = fresh_boosters(modules, self.rank, self.scale, init, bench.seed, index)
+        self.boosters = fresh_boosters(modules, self.rank, self.scale_of, init, bench.seed, index)
         if self.init == "residual":
             for name, A in residual_A(bench, modules, self.rank, index).items():
                 self.boosters[name].A.data.copy_(A)
