@@ -573,3 +573,37 @@ def test_the_cost_of_a_token_is_counted_from_the_weights():
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     assert bench_of(LoRA(), model).history.settings["flops_per_token"] == 4 * linear
     assert bench_of(Full(), model).history.settings["flops_per_token"] == 6 * linear
+
+
+def test_large_states_lie_on_disk_and_are_the_same(monkeypatch):
+    def logits(limit: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("xgblora_lab.rewinding.IN_MEMORY", limit)
+        bench = bench_of(LoRA(rank=2, lr=0.01, steps_per_round=3))
+        bench.run(progress=False)
+        folder = bench._states._folder
+        assert (folder is None) == (limit > 0)
+        seen = []
+        for t in (2, 4, 0):
+            with bench.at(t):
+                seen.append(torch.tensor(bench.predict()))
+        bench.rewind(1)
+        if folder is not None:
+            assert {p.name for p in folder.iterdir()} == {
+                "state-00000.safetensors",
+                "state-00001.safetensors",
+            }
+        return seen
+
+    for memory, disk in zip(logits(1 << 20), logits(0), strict=True):
+        assert torch.equal(memory, disk)
+
+
+def test_a_saved_run_can_be_taken_back_to_its_start_and_go_on(tmp_path):
+    bench = bench_of(LoRA(rank=2, lr=0.01, steps_per_round=3), hooks=[Checkpoint(tmp_path)])
+    bench.run(progress=False)
+    curve = [r.losses for r in bench.history]
+    bench.rewind(0)
+    bench.run(progress=False)
+    assert [r.losses for r in bench.history] == curve
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        bench_of(LoRA(rank=2), hooks=[Checkpoint(tmp_path)]).step()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
+import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
+from scipy import stats
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.methods import LoRA
-from xgblora_lab.race import Race, race, spread
+from xgblora_lab.methods import Full, LoRA, XGBLoRA
+from xgblora_lab.race import GRID, Race, interval, race, spread
 
 METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
 
@@ -55,18 +60,18 @@ def test_an_interrupted_race_goes_on(tmp_path, monkeypatch):
 
     out = tmp_path / "race"
     trained = []
-    original = module._Runs._train
+    original = module._train
 
-    def train(self, method, seed):
-        if len(trained) == 4 and seed >= 0:
+    def train(cell):
+        if len(trained) == 4:
             raise KeyboardInterrupt
-        trained.append(method.label())
-        return original(self, method, seed)
+        trained.append(cell.label)
+        return original(cell)
 
-    monkeypatch.setattr(module._Runs, "_train", train)
+    monkeypatch.setattr(module, "_train", train)
     with pytest.raises(KeyboardInterrupt):
         run(out)
-    monkeypatch.setattr(module._Runs, "_train", lambda *a: (trained.append("more"), original(*a))[1])
+    monkeypatch.setattr(module, "_train", lambda cell: (trained.append("more"), original(cell))[1])
     resumed = run(out)
     assert len(trained) == 11
     fresh = run()
@@ -74,6 +79,72 @@ def test_an_interrupted_race_goes_on(tmp_path, monkeypatch):
     assert resumed.table[columns].equals(fresh.table[columns])
     with pytest.raises(ValueError, match="other settings"):
         run(out, steps=7)
+
+
+def test_each_method_has_the_same_number_of_rates_in_its_own_unit():
+    result = run(lrs=None, methods=["xgblora", "lora:r=1", "full"], seeds=1)
+    tried = {
+        label: sorted({h.settings["lr"] for h in result.histories if h.settings["label"] == label})
+        for label in result.labels
+    }
+    for label, kind in zip(result.labels, (XGBLoRA, LoRA, Full), strict=True):
+        assert tried[label] == pytest.approx([factor * kind().lr for factor in GRID])
+
+
+def test_seeds_are_compared_in_pairs_and_the_steps_to_loras_loss_are_counted():
+    result = run(methods=["lora:r=1", "lora:r=4", "full"], seeds=3)
+    assert result.reference == "lora:rank=4"
+    theirs = {h.settings["seed"]: h.scores["dev"] for h in result.chosen("lora:rank=4")}
+    mine = {h.settings["seed"]: h.scores["dev"] for h in result.chosen("full")}
+    pairs = [mine[seed] - theirs[seed] for seed in sorted(mine)]
+    assert result.differences("full") == pytest.approx(pairs)
+    found = stats.ttest_rel([mine[s] for s in sorted(mine)], [theirs[s] for s in sorted(mine)])
+    low, high = found.confidence_interval(0.95)
+    assert interval(pairs) == f"{statistics.fmean(pairs):+.3g} ({low:+.3g} to {high:+.3g})"
+    assert result.table.loc["full", "minus lora:rank=4"] == interval(pairs)
+    assert result.table.loc["lora:rank=4", "minus lora:rank=4"] == ""
+    for label in result.labels:
+        for history, steps in zip(result.chosen(label), result.steps_to_target(label), strict=True):
+            reached = [r.step for r in history if r.probe_after <= result.target]
+            assert steps == (reached[0] if reached else math.inf)
+    assert any(math.isfinite(s) for label in result.labels for s in result.steps_to_target(label))
+    alone = run(methods=["full"], seeds=1)
+    assert alone.reference is None
+    assert "steps to its loss" not in alone.table.columns
+
+
+def same(left: Race, right: Race) -> bool:
+    columns = [c for c in left.table.columns if c != "seconds"]
+    return left.table[columns].equals(right.table[columns])
+
+
+def test_any_executor_gives_the_same_race():
+    with ThreadPoolExecutor(2) as executor:
+        assert same(run(executor=executor), run())
+
+
+@pytest.mark.filterwarnings("default")  # dask's own, at its start and end
+def test_a_dask_cluster_takes_over(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    options = {"methods": ["xgblora:k=2", "lora:r=1"], "lrs": (1e-2,)}
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, processes=True
+    )
+    with cluster, distributed.Client(cluster) as client:
+        far = run(tmp_path / "race", executor=client.get_executor(), **options)
+        assert len({w["pid"] for w in client.run(lambda: {"pid": os.getpid()}).values()} - {os.getpid()}) == 2
+    assert same(far, run(**options))
+    assert len(list((tmp_path / "race" / "runs").glob("*.json"))) == 4
+
+
+def test_a_failed_run_in_an_executor_is_the_races_failure_and_what_is_done_is_kept(tmp_path):
+    class Broken(LoRA):
+        def start(self, bench):
+            raise RuntimeError("no start")
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="no start"):
+        run(tmp_path / "race", executor=executor, methods=["lora:r=1", Broken(rank=2)], seeds=1)
+    assert len(list((tmp_path / "race" / "runs").glob("*.json"))) == 2
 
 
 def test_a_diverged_run_is_never_chosen():

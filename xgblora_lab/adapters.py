@@ -248,6 +248,21 @@ class LowRank(nn.Module):
         return B, self.A.detach().clone()
 
 
+@torch.no_grad()
+def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None) -> Tensor:
+    """2-norms of the rows of W + sBA, (d,), without forming the sum. frozen: those of W, where known."""
+    if not can_merge(module):
+        raise ValueError(
+            f"{type(module).__name__} stores its weight packed, so the norms of its rows are not known; "
+            "use a model in float32, bfloat16 or float16 with this method."
+        )
+    W = dense_weight(module).detach().to(booster.A.dtype)
+    square = W.square().sum(1) if frozen is None else frozen.square()
+    A, B = booster.A.detach(), booster.B.detach() * booster.scale
+    cross = ((W @ A.T) * B).sum(1)
+    return (square + 2 * cross + ((B @ (A @ A.T)) * B).sum(1)).clamp_min(0).sqrt()
+
+
 @contextmanager
 def attached(model: nn.Module, boosters: dict[str, LowRank]) -> Iterator[dict[str, LowRank]]:
     """Boosters on the named modules for the length of a `with` block; gone after it, whatever happened."""

@@ -25,7 +25,7 @@ from xgblora_lab.ensemble import Ensemble
 from xgblora_lab.hooks import Checkpoint, Hook
 from xgblora_lab.methods.base import Method
 from xgblora_lab.records import History, Round, short_name
-from xgblora_lab.rewinding import Rewinding
+from xgblora_lab.rewinding import Rewinding, States
 from xgblora_lab.trainer import Batch, Trainer, seed_dropout, state_bytes
 from xgblora_lab.weights import LiveWeights
 
@@ -124,9 +124,16 @@ class Bench(Rewinding):
         self.model.__dict__["_bench_owner"] = _Owner(self)
         self.method.start(self)
         # What the ensemble does not hold, by rounds done:
-        self._states = {0: self.state()} if self.method.rewindable else {}
+        self._states = States()
+        if self.method.rewindable:
+            self._states[0] = self.state()
 
     # Running
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps done since the run's start."""
+        return self._step
 
     @property
     def planned_rounds(self) -> int:
@@ -213,6 +220,8 @@ class Bench(Rewinding):
         self._first_batch = batches = self.trainer.batches(self._step)
         probe_before = self._measure_probe()
         modules = tuple(self.method.begin_round(self, index))
+        if self.trainer.picked:
+            self._first_batch = self.trainer.batches(self._step)
         for hook in hooks:
             hook.on_round_start(self, index)
         parameters = list(self.method.trainable().values())
@@ -297,6 +306,19 @@ class Bench(Rewinding):
             for parameter in trained:
                 parameter.grad = None
         self._extra_passes += passes
+
+    def row_losses(self, rows: Sequence[int]) -> list[float]:
+        """Loss of every training row alone; counted in `extra_forwards` as batches of the usual size."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            losses = [
+                self.task.loss(self.model, self.trainer.on_device(self.task.batch("train", [row])))
+                for row in rows
+            ]
+        self.model.train(training)
+        self._extra_forwards += math.ceil(len(rows) / self.trainer.batch_size)
+        return torch.stack(losses).tolist()
 
     def probe_forward(self, batches: Sequence[Batch]) -> float:
         """Mean loss on a method's own batches, without gradient or dropout; counted in `extra_forwards`."""

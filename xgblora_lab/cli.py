@@ -6,8 +6,12 @@ code 2.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,12 +169,17 @@ def race(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated; options after colons: xgblora:k=25:modules=0.3,lora:r=8,full:lr=1e-4"
+            help="Comma-separated; options after colons: xgblora:k=25:modules=0.3,lora:r=8,full:lr=1e-4. "
+            "`all`: every method."
         ),
     ] = "xgblora,lora:r=1,lora:r=8,full",
     lrs: Annotated[
-        str, typer.Option(help="Learning rates that each method without one of its own is tuned over.")
-    ] = "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2",
+        str | None,
+        typer.Option(
+            help="Learning rates that each method without one of its own is tuned over. "
+            "Default: 0.1, 0.3, 1, 3, 10 times the method's own."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds that the chosen learning rate runs with.")] = 3,
     steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 200,
     steps_per_round: Annotated[int, typer.Option(help="Optimizer steps of a round.")] = 20,
@@ -192,18 +201,19 @@ def race(
     text_b: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row; longer rows are cut.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the runs among them.")] = 1,
     out: Annotated[
         Path, typer.Option(help="Folder for the table and the histories; an interrupted race goes on there.")
     ] = Path("runs/race"),
 ) -> None:
     """Race several methods over the same data, order and number of steps; print one row per method.
 
-    Every method's learning rate is tuned on the same grid by the score on dev; then it runs with several
-    seeds. Peak and total trainable parameters, time and optimizer memory stand beside the scores.
+    Every method's learning rate is tuned over the same number of rates by the score on dev; then it runs with
+    several seeds. Peak and total trainable parameters, time and optimizer memory stand beside the scores.
 
     Example: xgblora-lab race --methods xgblora,lora:r=8,full --steps 200 --out runs/first-race
     """
-    grid = [_positive(rate) for rate in lrs.split(",")]
+    grid = [_positive(rate) for rate in lrs.split(",")] if lrs is not None else None
     named: dict[str, Any] = {
         "kind": kind,
         "text": text,
@@ -213,23 +223,25 @@ def race(
     }
     from .race import race as race_
 
-    result = race_(
-        model,
-        data,
-        [method.strip() for method in methods.split(",")],
-        lrs=grid,
-        seeds=seeds,
-        steps=steps,
-        steps_per_round=steps_per_round,
-        schedule=schedule,
-        warmup=warmup,
-        batch_size=batch_size,
-        targets=[target.strip() for target in targets.split(",")] if "," in targets else targets,
-        limit=limit,
-        precision=precision.value,
-        out=out,
-        **{name: value for name, value in named.items() if value is not None},
-    )
+    with _workers(workers) as executor:
+        result = race_(
+            model,
+            data,
+            methods if methods == "all" else [method.strip() for method in methods.split(",")],
+            lrs=grid,
+            seeds=seeds,
+            steps=steps,
+            steps_per_round=steps_per_round,
+            schedule=schedule,
+            warmup=warmup,
+            batch_size=batch_size,
+            targets=[target.strip() for target in targets.split(",")] if "," in targets else targets,
+            limit=limit,
+            precision=precision.value,
+            out=out,
+            executor=executor,
+            **{name: value for name, value in named.items() if value is not None},
+        )
     typer.echo(str(result))
     typer.echo(f"Table, settings and histories: {out}")
 
@@ -266,6 +278,25 @@ def report(
         except RuntimeError as error:  # a renderer is missing: the sentence says what to install
             raise ValueError(str(error)) from error
         typer.echo(f"{len(written)} images and their texts: {images}")
+
+
+@app.command()
+def gallery(
+    out: Annotated[Path, typer.Argument(help="Folder for the pages and their index.")] = Path("gallery"),
+    profile: Annotated[
+        Profile, typer.Option(help="Size of the runs: ci, laptop (as the notebooks stand), classroom.")
+    ] = Profile.laptop,
+    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600,
+) -> None:
+    """Execute every notebook, solutions included, to pages with an index, and check their links.
+
+    Example: xgblora-lab gallery site --profile ci
+    """
+    from .gallery import gallery as gallery_
+
+    if profile is Profile.ci:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    typer.echo(f"Gallery: {gallery_(out, profile=profile.value, timeout=timeout)}")
 
 
 def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float) -> None:
@@ -305,6 +336,25 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (name.isidentifier() and equals):
         raise ValueError(f"{text!r} is no parameter: write -p name=value.")
     return name, value
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[Executor | None]:
+    """Processes to run in, each with its share of the cores; none where one is enough."""
+    if count < 1:
+        raise ValueError(f"--workers is a number of processes, at least 1; got {count}.")
+    if count == 1:
+        yield None
+        return
+    import torch
+
+    threads = max(1, (os.cpu_count() or 1) // count)
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    executor = ProcessPoolExecutor(count, context, torch.set_num_threads, (threads,))
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _positive(text: str) -> float:

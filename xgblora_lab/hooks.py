@@ -199,7 +199,8 @@ class Checkpoint(Hook):
         self._version = -1  # the ensemble's version whose rounds are on disk
 
     def on_run_start(self, bench: Bench) -> None:
-        if len(bench.history) == 0 and (self.folder / "history.json").exists():
+        foreign = self._version == -1  # else it is this bench's own run, taken back to its start
+        if foreign and len(bench.history) == 0 and (self.folder / "history.json").exists():
             raise FileExistsError(
                 f"{self.folder} holds a run already: go on with resume({str(self.folder)!r}, model, task), "
                 "or choose another folder."

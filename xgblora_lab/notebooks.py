@@ -1,8 +1,9 @@
 """The notebooks: where they lie, and how the `.ipynb` files are made from their one source.
 
 `notebooks/source/NN_name.py` (jupytext percent format) is what people edit and review; `python -m
-xgblora_lab.notebooks` writes `notebooks/NN_name.ipynb` from it. The result depends on the source alone: no
-outputs, cell ids from the cells' text, one kernelspec.
+xgblora_lab.notebooks` writes two from it, the student's `notebooks/NN_name.ipynb` and the instructor's
+`notebooks/instructor/NN_name.ipynb`. The result depends on the source and on the address and version in
+`pyproject.toml` alone: no outputs, cell ids from the cells' text, one kernelspec.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _PACKAGE = Path(__file__).resolve().parent
+INSTRUCTOR = "instructor"  # the folder of the versions with solutions, beside the students'
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -32,12 +34,13 @@ def folder() -> Path:
     return _PACKAGE.parent / "notebooks" if in_clone() else _PACKAGE / "_notebooks"
 
 
-def shipped() -> list[Path]:
-    """The notebooks in order; FileNotFoundError if there are none."""
-    found = sorted(folder().glob("[0-9]*.ipynb"))
+def shipped(*, instructor: bool = False) -> list[Path]:
+    """The students' notebooks in order, or the instructor's; FileNotFoundError if there are none."""
+    where = folder() / INSTRUCTOR if instructor else folder()
+    found = sorted(where.glob("[0-9]*.ipynb"))
     if not found:
         raise FileNotFoundError(
-            f"There are no notebooks in {folder()}: in a clone, run `python -m xgblora_lab.notebooks`; "
+            f"There are no notebooks in {where}: in a clone, run `python -m xgblora_lab.notebooks`; "
             "else install the package again."
         )
     return found
@@ -92,11 +95,22 @@ def read(path: str | Path) -> NotebookNode:
     return notebook
 
 
-def convert(source: Path) -> NotebookNode:
-    """The notebook that a percent-format source file stands for."""
+def convert(source: Path, *, instructor: bool = False) -> NotebookNode:
+    """The notebook that a percent-format source file stands for: the student's, or the instructor's.
+
+    ValueError, naming the file and the cell, where an exercise does not follow the convention of `course`.
+    """
     import jupytext
 
+    from . import course
+
     notebook = jupytext.read(source, fmt="py:percent")
+    path = "/".join(("notebooks", *([INSTRUCTOR] if instructor else []), f"{source.stem}.ipynb"))
+    try:
+        cells = course.version(notebook.cells, instructor=instructor)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
+    notebook.cells = course.opening(path, instructor=instructor) + cells
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
@@ -114,16 +128,12 @@ def text(notebook: NotebookNode) -> str:
 
 
 def stale(directory: Path | None = None) -> list[Path]:
-    """The `.ipynb` files that are missing, differ from their source, or have none."""
+    """The `.ipynb` files, of both kinds, that are missing, differ from their source, or have none."""
     directory = directory or folder()
-    sources = {source.stem: source for source in sorted((directory / "source").glob("*.py"))}
-    made = {path.stem: path for path in directory.glob("*.ipynb")}
-    wrong = [path for stem, path in sorted(made.items()) if stem not in sources]
-    for stem, source in sources.items():
-        path = directory / f"{stem}.ipynb"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text(convert(source)):
-            wrong.append(path)
-    return wrong
+    wanted = _wanted(directory)
+    made = [*directory.glob("*.ipynb"), *directory.glob(f"{INSTRUCTOR}/*.ipynb")]
+    wrong = [path for path in sorted(made) if path not in wanted]
+    return wrong + [path for path, content in wanted.items() if _differs(path, content)]
 
 
 def build(directory: Path | None = None) -> list[Path]:
@@ -133,15 +143,28 @@ def build(directory: Path | None = None) -> list[Path]:
         raise FileNotFoundError(
             f"{directory} has no folder `source`: notebooks are built in a clone of the repository."
         )
-    written = []
-    for path in stale(directory):
-        source = directory / "source" / f"{path.stem}.py"
-        if source.is_file():
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(text(convert(source)), encoding="utf-8")
-            os.replace(partial, path)
-            written.append(path)
-    return written
+    changed = {path: content for path, content in _wanted(directory).items() if _differs(path, content)}
+    for path, content in changed.items():
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, path)
+    return list(changed)
+
+
+def _wanted(directory: Path) -> dict[Path, str]:
+    """The `.ipynb` files that there should be → what they should hold."""
+    return {
+        (directory / INSTRUCTOR if instructor else directory) / f"{source.stem}.ipynb": text(
+            convert(source, instructor=instructor)
+        )
+        for source in sorted((directory / "source").glob("*.py"))
+        for instructor in (False, True)
+    }
+
+
+def _differs(path: Path, content: str) -> bool:
+    return not path.is_file() or path.read_text(encoding="utf-8") != content
 
 
 def main() -> int:
@@ -149,7 +172,8 @@ def main() -> int:
     check = "--check" in sys.argv[1:]
     changed = stale() if check else build()
     for path in changed:
-        sys.stdout.write(f"{'stale' if check else 'written'}: {path.name}\n")
+        name = path.relative_to(folder()).as_posix()
+        sys.stdout.write(f"{'stale' if check else 'written'}: {name}\n")
     return 1 if check and changed else 0
 
 

@@ -6,11 +6,14 @@ score; the chosen one runs with several seeds. The test score takes part in no c
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ from torch import nn
 
 from xgblora_lab.bench import Bench
 from xgblora_lab.hooks import Hook, Stop
-from xgblora_lab.methods import Method, make_method
+from xgblora_lab.methods import METHODS, Method, make_method
 from xgblora_lab.records import History, short_name, write_json
 
 if TYPE_CHECKING:
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
 
     from xgblora_lab.tasks import Task
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-METHODS = ("xgblora", "lora:r=1", "lora:r=8", "full")
+# Times a method's own default learning rate: useful rates lie a factor of ten and more apart between methods,
+# because a step of one size changes the weights by very different amounts.
+GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+FIELD = ("xgblora", "lora:r=1", "lora:r=8", "full")
 
 
 @dataclass
@@ -58,6 +63,34 @@ class Race:
         """A method's runs at its chosen learning rate, one per seed."""
         return [h for h in self.histories if h.settings["label"] == label and h.settings["chosen"]]
 
+    @property
+    def reference(self) -> str | None:
+        """The label that the others are compared with: the race's LoRA of the highest rank."""
+        loras = [label for label in self.labels if self.chosen(label)[0].method == "lora"]
+        ranks = {label: self.chosen(label)[0].settings["options"]["rank"] for label in loras}
+        return max(loras, key=lambda label: ranks[label], default=None)
+
+    @property
+    def target(self) -> float:
+        """The probe loss to reach: the reference's at its end, median over seeds; nan without a reference."""
+        if self.reference is None:
+            return math.nan
+        return statistics.median(h[-1].probe_after for h in self.chosen(self.reference))
+
+    def differences(self, label: str) -> list[float]:
+        """Test score (dev's, without a test split) minus the reference's of the same seed, for every seed."""
+        if self.reference is None:
+            return []
+        theirs = {h.settings["seed"]: _score(h) for h in self.chosen(self.reference)}
+        return [_score(h) - theirs[h.settings["seed"]] for h in self.chosen(label)]
+
+    def steps_to_target(self, label: str) -> list[float]:
+        """Steps until the probe loss first was at or below `target`, by seed; inf where it never was."""
+        target = self.target
+        return [
+            next((float(r.step) for r in h if r.probe_after <= target), math.inf) for h in self.chosen(label)
+        ]
+
     def _row(self, label: str) -> dict[str, Any]:
         runs = self.chosen(label)
         tried = sorted({h.settings["lr"] for h in self.histories if h.settings["label"] == label})
@@ -69,11 +102,18 @@ class Race:
             values = [h.scores[split] for h in runs if split in h.scores]
             if values:
                 row[f"{split} {metric}"] = spread(values)
+        if self.reference is not None:
+            row[f"minus {self.reference}"] = (
+                interval(self.differences(label)) if label != self.reference else ""
+            )
+            reached = statistics.median(self.steps_to_target(label))
+            row["steps to its loss"] = f"{reached:g}" if math.isfinite(reached) else "not reached"
         row["train loss"] = spread([statistics.fmean(h[-1].losses) for h in runs])
         row["peak parameters"] = max(r.peak_parameters for r in runs[0])
         row["total parameters"] = last.total_parameters
         row["optimizer bytes"] = max(r.optimizer_bytes for r in runs[0])
         row["extra passes"] = sum(r.extra_passes for r in runs[0])
+        row["extra forwards"] = sum(r.extra_forwards for r in runs[0])
         row["seconds"] = round(statistics.median(sum(r.seconds for r in h) for h in runs), 1)
         row["seeds"] = len(runs)
         return row
@@ -103,9 +143,9 @@ class Race:
 def race(
     model: str | Path | nn.Module = "lab",
     data: str | Path | Task = "pydocs",
-    methods: Sequence[str | Method] = METHODS,
+    methods: str | Sequence[str | Method] = FIELD,
     *,
-    lrs: Sequence[float] = GRID,
+    lrs: Sequence[float] | None = None,
     seeds: int = 3,
     steps: int = 200,
     steps_per_round: int = 20,
@@ -117,6 +157,7 @@ def race(
     hooks: Callable[[], Sequence[Hook]] = tuple,
     precision: str | None = None,
     out: str | Path | None = None,
+    executor: Executor | None = None,
     progress: bool = True,
     **task_options: Any,
 ) -> Race:
@@ -124,8 +165,10 @@ def race(
 
     model, data: names as in `load`, with its task options; or a model and a task made already (the same
         object serves every run, since a bench puts it back to its base).
-    methods: `Method` objects or texts such as "lora:r=8". One with an `lr` in its text is not tuned.
-    lrs: the grid of learning rates, the same for every method, tried with the first seed.
+    methods: `Method` objects or texts such as "lora:r=8". One with an `lr` in its text is not tuned. "all":
+        every method there is, with its defaults.
+    lrs: learning rates to try, the same for every method. Default: `GRID`, the same number of rates for every
+        method, each in units of its own default. Tried with the first seed and chosen by the dev score.
     seeds: how many seeds the chosen learning rate runs with; a seed decides data order, head and boosters.
     steps, steps_per_round, schedule, warmup, batch_size, targets: as in `Bench` and `Method`, for all alike;
         an option in a method's text wins, and a `Method` object keeps its own.
@@ -133,12 +176,15 @@ def race(
     hooks: makes fresh hooks for a run, e.g. `lambda: [Spectrum()]`.
     precision: accelerate's mixed precision, "no", "bf16" or "fp16".
     out: folder for the finished runs, the table and the histories; a race that was interrupted goes on there.
+    executor: where the runs happen, any `concurrent.futures.Executor`: a `ProcessPoolExecutor`, or a Dask
+        cluster's `Client.get_executor()`. Default: here, one after another. (Threads share torch's random
+        generator, so that dropout is not repeatable in a `ThreadPoolExecutor`.)
     """
-    if seeds < 1 or not lrs:
-        raise ValueError(
-            f"A race needs at least one seed and one learning rate; got {seeds} and {list(lrs)}."
-        )
+    if seeds < 1 or (lrs is not None and not lrs):
+        raise ValueError(f"A race needs at least one seed and one learning rate; got {seeds} and {lrs}.")
     options = {"steps_per_round": steps_per_round, "schedule": schedule, "warmup": warmup}
+    if isinstance(methods, str):
+        methods = list(METHODS) if methods == "all" else [methods]
     entries = [_entry(method, options, lrs) for method in methods]
     labels = [method.label(options) for method, _ in entries]
     if len(set(labels)) < len(labels):
@@ -146,7 +192,7 @@ def race(
     settings = {
         "model": short_name(model) if isinstance(model, str | Path) else type(model).__name__,
         "data": short_name(data) if isinstance(data, str | Path) else data.name,
-        "lrs": list(lrs),
+        "lrs": list(lrs) if lrs is not None else None,
         "seeds": seeds,
         "steps": steps,
         "batch_size": batch_size,
@@ -156,24 +202,30 @@ def race(
         **options,
         **task_options,
     }
-    runs = _Runs(_maker(model, data, task_options), settings, hooks, Path(out) if out is not None else None)
-    total = sum(len(tried) + seeds - 1 for _, tried in entries)
+    if isinstance(model, nn.Module) != (not isinstance(data, str | Path)):
+        raise ValueError("Give the model and the data both by name, or both as objects made already.")
+    if isinstance(model, nn.Module) and task_options:
+        raise ValueError(f"{next(iter(task_options))!r} is an option for data given by name.")
+    runs = _Runs(Path(out) if out is not None else None, settings, executor)
+
+    def cell(method: Method, lr: float, seed: int) -> _Cell:
+        method = dataclasses.replace(method, lr=lr)
+        return _Cell(model, data, task_options, settings, hooks, method, method.label(options), seed)
+
+    with _bar(sum(len(tried) + seeds - 1 for _, tried in entries), progress) as bar:
+        sweep = runs.finish([cell(m, lr, 0) for m, tried in entries for lr in tried], bar)
+        best = {
+            label: max((h for h in sweep if h.settings["label"] == label), key=_merit).settings["lr"]
+            for label in labels
+        }
+        chosen = [(method, best[label]) for (method, _), label in zip(entries, labels, strict=True)]
+        # Seed by seed, because a model that is given by name is loaded once for each.
+        further = runs.finish([cell(m, lr, seed) for seed in range(1, seeds) for m, lr in chosen], bar)
     found = Race(settings={**settings, "methods": labels})
-    with _bar(total, progress) as bar:
-        for method, tried in entries:
-
-            def run(lr: float, seed: int, method: Method = method) -> History:
-                bar.set_description(f"{method.label(options)} lr {lr:g} seed {seed}")
-                history = runs.run(dataclasses.replace(method, lr=lr), method.label(options), seed)
-                bar.update()
-                return history
-
-            sweep = [run(lr, 0) for lr in tried]
-            best = max(sweep, key=_merit)
-            further = [run(best.settings["lr"], seed) for seed in range(1, seeds)]
-            for history in [*sweep, *further]:
-                history.settings["chosen"] = history.settings["lr"] == best.settings["lr"]
-            found.histories += [*sweep, *further]
+    for label in labels:
+        found.histories += [h for h in [*sweep, *further] if h.settings["label"] == label]
+    for history in found.histories:
+        history.settings["chosen"] = history.settings["lr"] == best[history.settings["label"]]
     if out is not None:
         found.save(out)
     return found
@@ -183,6 +235,17 @@ def spread(values: Sequence[float]) -> str:
     """Median and range in words: "0.823 (0.811 to 0.829)"."""
     middle = f"{statistics.median(values):.4g}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.4g} to {max(values):.4g})"
+
+
+def interval(differences: Sequence[float], confidence: float = 0.95) -> str:
+    """Mean of paired differences with Student's interval: "+0.012 (-0.003 to +0.027)"; one alone has none."""
+    from scipy import stats
+
+    n, mean = len(differences), statistics.fmean(differences)
+    if n < 2:
+        return f"{mean:+.3g}"
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return f"{mean:+.3g} ({mean - half:+.3g} to {mean + half:+.3g})"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -198,13 +261,22 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _entry(method: str | Method, options: dict[str, Any], lrs: Sequence[float]) -> tuple[Method, list[float]]:
+def _entry(
+    method: str | Method, options: dict[str, Any], lrs: Sequence[float] | None
+) -> tuple[Method, list[float]]:
     """The method with the race's common options, and the learning rates to try."""
-    if isinstance(method, Method):
-        return method, list(lrs)
-    made = make_method(method, **options)
-    fixed = any(part.startswith("lr=") for part in method.split(":"))
-    return made, [made.lr] if fixed else list(lrs)
+    made = method if isinstance(method, Method) else make_method(method, **options)
+    if isinstance(method, str) and any(part.startswith("lr=") for part in method.split(":")):
+        return made, [made.lr]
+    if lrs is not None:
+        return made, list(lrs)
+    unit = type(made)().lr
+    return made, [float(f"{factor * unit:.6g}") for factor in GRID]
+
+
+def _score(history: History) -> float:
+    scores = history.scores
+    return scores.get("test", scores.get("dev", math.nan))
 
 
 def _merit(history: History) -> float:
@@ -216,44 +288,84 @@ def _merit(history: History) -> float:
     return sign * score if math.isfinite(score) else -math.inf
 
 
-def _maker(
-    model: str | Path | nn.Module, data: str | Path | Task, task_options: dict[str, Any]
-) -> Callable[[int], tuple[nn.Module, Task]]:
-    """seed -> (model, task): loaded anew for every seed by name, or the objects given."""
-    if isinstance(model, nn.Module) != (not isinstance(data, str | Path)):
-        raise ValueError("Give the model and the data both by name, or both as objects made already.")
-    if isinstance(model, nn.Module):
-        if task_options:
-            raise ValueError(f"{next(iter(task_options))!r} is an option for data given by name.")
-        return lambda seed: (model, data)  # type: ignore[return-value]
+@dataclass
+class _Cell:
+    """One run of the race: all that a process somewhere else needs for it."""
+
+    model: str | Path | nn.Module
+    data: str | Path | Task
+    task_options: dict[str, Any]
+    settings: dict[str, Any]
+    hooks: Callable[[], Sequence[Hook]]
+    method: Method
+    label: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        name = f"{self.label}_lr={self.method.lr:g}_seed={self.seed}"
+        return name.replace("/", "-").replace(":", "_")
+
+
+_made = threading.local()  # the model and task last loaded by name, in this thread
+
+
+def _load(cell: _Cell) -> tuple[nn.Module, Task]:
+    """The cell's model and task: the objects given, or loaded by name once for every seed."""
+    if isinstance(cell.model, nn.Module):
+        return cell.model, cell.data  # type: ignore[return-value]
     from xgblora_lab.models import load, load_model
 
-    made: dict[int, tuple[nn.Module, Task]] = {}
+    what = (str(cell.model), str(cell.data), cell.task_options)
+    last = getattr(_made, "last", None)
+    if last is None or last[0] != what or (last[1] != cell.seed and cell.data == "planted"):
+        _made.last = None  # one model at a time: it may be large
+        model, task = load(cell.model, cell.data, seed=cell.seed, **cell.task_options)  # type: ignore[arg-type]
+    elif last[1] != cell.seed:
+        task = last[3]  # the text is tokenised once
+        _made.last = None
+        model = load_model(cell.model, task, seed=cell.seed)
+    else:
+        return last[2], last[3]
+    _made.last = (what, cell.seed, model, task)
+    return model, task
 
-    def make(seed: int) -> tuple[nn.Module, Task]:
-        if seed not in made:
-            text = next((task for _, task in made.values() if data != "planted"), None)  # tokenised once
-            made.clear()  # one model at a time: it may be large
-            if text is None:
-                made[seed] = load(model, data, seed=seed, **task_options)  # type: ignore[arg-type]
-            else:
-                made[seed] = load_model(model, text, seed=seed), text
-        return made[seed]
 
-    return make
+def _train(cell: _Cell, own_copy: bool = False) -> History:
+    """Run a cell. own_copy: of a model given as an object, which other threads may be using."""
+    from accelerate import Accelerator
+
+    model, task = _load(cell)
+    if own_copy and isinstance(cell.model, nn.Module):
+        model = copy.deepcopy(model)
+    s = cell.settings
+    with Bench(
+        model,
+        task,
+        cell.method,
+        steps=s["steps"],
+        batch_size=s["batch_size"],
+        targets=s["targets"],
+        seed=cell.seed,
+        data_seed=cell.seed,
+        hooks=[Stop(patience=math.inf), *cell.hooks()],
+        accelerator=Accelerator(mixed_precision=s["precision"]) if s["precision"] else None,
+    ) as bench:
+        bench.run(progress=False)
+        for split in ("dev", "test"):
+            if task.size(split):
+                scores = bench.evaluate(split, s["limit"])
+                bench.history.scores |= {f"{split}_{k}": v for k, v in scores.items()}
+                bench.history.scores[split] = scores[task.metric]
+        bench.history.settings["label"] = cell.label
+        return bench.history
 
 
 class _Runs:
-    """Trains one cell (method, learning rate, seed) of the race, or reads it where it was finished before."""
+    """Trains cells, here or in an executor, and keeps every finished one on disk."""
 
-    def __init__(
-        self,
-        make: Callable[[int], tuple[nn.Module, Task]],
-        settings: dict[str, Any],
-        hooks: Callable[[], Sequence[Hook]],
-        out: Path | None,
-    ) -> None:
-        self.make, self.settings, self.hooks, self.out = make, settings, hooks, out
+    def __init__(self, out: Path | None, settings: dict[str, Any], executor: Executor | None) -> None:
+        self.out, self.executor = out, executor
         if out is not None:
             # A folder belongs to one race; more learning rates or seeds may be added to it later.
             common = json.loads(
@@ -266,41 +378,42 @@ class _Runs:
                 )
             write_json(kept, common)
 
-    def run(self, method: Method, label: str, seed: int) -> History:
-        name = f"{label}_lr={method.lr:g}_seed={seed}".replace("/", "-").replace(":", "_")
-        path = self.out / "runs" / f"{name}.json" if self.out is not None else None
-        if path is not None and path.exists():
-            return History.load(path)
-        history = self._train(method, seed)
-        history.settings["label"] = label
-        if path is not None:
-            history.save(path)
-        return history
+    def finish(self, cells: Sequence[_Cell], bar: Any) -> list[History]:
+        """The histories of these cells, in their order; those finished before are read."""
+        found: dict[str, History] = {}
+        waiting = []
+        for cell in cells:
+            path = self._path(cell)
+            if path is not None and path.exists():
+                found[cell.name] = History.load(path)
+                bar.update()
+            else:
+                waiting.append(cell)
+        for cell, history in self._trained(waiting, bar):
+            found[cell.name] = history
+            if (path := self._path(cell)) is not None:
+                history.save(path)
+            bar.update()
+        return [found[cell.name] for cell in cells]
 
-    def _train(self, method: Method, seed: int) -> History:
-        from accelerate import Accelerator
+    def _trained(self, cells: Sequence[_Cell], bar: Any) -> Iterator[tuple[_Cell, History]]:
+        if self.executor is None:
+            for cell in cells:
+                bar.set_description(f"{cell.label} lr {cell.method.lr:g} seed {cell.seed}")
+                yield cell, _train(cell)
+            return
+        futures: dict[Future[History], _Cell] = {}
+        try:
+            for cell in cells:
+                futures[self.executor.submit(_train, cell, True)] = cell
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()  # those not begun, where something went wrong
 
-        model, task = self.make(seed)
-        s = self.settings
-        with Bench(
-            model,
-            task,
-            method,
-            steps=s["steps"],
-            batch_size=s["batch_size"],
-            targets=s["targets"],
-            seed=seed,
-            data_seed=seed,
-            hooks=[Stop(patience=math.inf), *self.hooks()],
-            accelerator=Accelerator(mixed_precision=s["precision"]) if s["precision"] else None,
-        ) as bench:
-            bench.run(progress=False)
-            for split in ("dev", "test"):
-                if task.size(split):
-                    scores = bench.evaluate(split, s["limit"])
-                    bench.history.scores |= {f"{split}_{k}": v for k, v in scores.items()}
-                    bench.history.scores[split] = scores[task.metric]
-            return bench.history
+    def _path(self, cell: _Cell) -> Path | None:
+        return self.out / "runs" / f"{cell.name}.json" if self.out is not None else None
 
 
 def _bar(total: int, progress: bool) -> Any:

@@ -6,6 +6,9 @@ of any round can be had again bit for bit.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from torch import Tensor, nn, optim
 
-from xgblora_lab.ensemble import Ensemble, load_tensors, replaced_folder
+from xgblora_lab.ensemble import Ensemble, load_tensors, replaced_folder, save_tensors
 from xgblora_lab.methods.base import Method, adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.records import History
 from xgblora_lab.weights import LiveWeights
@@ -23,6 +26,39 @@ if TYPE_CHECKING:
     from xgblora_lab.bench import Bench
 
 T = TypeVar("T")
+
+
+IN_MEMORY = 32 << 20  # bytes of a state that is kept in memory
+
+
+class States:
+    """What `Rewinding.state` gave, by rounds done; large states lie on disk until they are asked for."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, dict[str, Tensor] | Path] = {}
+        self._folder: Path | None = None
+
+    def __setitem__(self, rounds: int, state: dict[str, Tensor]) -> None:
+        if sum(t.numel() * t.element_size() for t in state.values()) <= IN_MEMORY:
+            self._kept[rounds] = state
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="xgblora-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"state-{rounds:05d}.safetensors"
+        save_tensors(path, state)
+        self._kept[rounds] = path
+
+    def __getitem__(self, rounds: int) -> dict[str, Tensor]:
+        state = self._kept[rounds]
+        return load_tensors(state) if isinstance(state, Path) else state
+
+    def truncate(self, rounds: int) -> None:
+        """Forget every state of more rounds."""
+        for late in [t for t in self._kept if t > rounds]:
+            state = self._kept.pop(late)
+            if isinstance(state, Path):
+                state.unlink(missing_ok=True)
 
 
 class Rewinding:
@@ -35,7 +71,7 @@ class Rewinding:
     weights: LiveWeights
     head: dict[str, nn.Parameter]
     _head_optimizer: optim.Optimizer | None
-    _states: dict[int, dict[str, Tensor]]  # by rounds done
+    _states: States
     _probe_loss: float | None
     _step: int
 
@@ -114,8 +150,7 @@ class Rewinding:
         del self.history.rounds[rounds:]
         self._step = self.history[-1].step if rounds else 0
         self.ensemble.truncate(rounds)
-        for late in [t for t in self._states if t > rounds]:
-            del self._states[late]
+        self._states.truncate(rounds)
         for parameter in [*self.method.trainable().values(), *self.head.values()]:
             parameter.grad = None
         if self.method.additive:
@@ -166,7 +201,7 @@ class Rewinding:
         if len(history):
             self._load(len(history))
         if not self.method.rewindable:
-            self._states.clear()
+            self._states = States()
         self._probe_loss = None
 
     # Taking the result away
@@ -197,8 +232,8 @@ class Rewinding:
             yield self.model
             return
         state = self.state()
-        with self.weights.kept():
-            try:
+        try:
+            with self.weights.kept():
                 if self.method.low_rank:
                     factors = self.method.end_round(self._bench, len(self.history))
                 else:
@@ -206,9 +241,9 @@ class Rewinding:
                 self.method.close(self._bench)
                 self.weights.merge(factors)
                 yield self.model
-            finally:
-                self.method.start(self._bench)
-                self.load_state(state)
+        finally:
+            self.method.start(self._bench)  # on the weights as they were
+            self.load_state(state)
 
     # Small things
 

@@ -14,11 +14,12 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .check import MIME as _CHECK
 from .notebooks import read
 from .parameters import check_parameters
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _WIDGETS = "application/vnd.jupyter.widget-state+json"
 _VIEW = "application/vnd.jupyter.widget-view+json"
+_INTERACTIVE = "An interactive piece stands here when the notebook runs in a live kernel."
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK = "Traceback (most recent call last)"
 
@@ -52,6 +54,9 @@ class Executed:
     output: Path | None  # where it was written
     html: Path | None  # the page, its plots visible without a network
     seconds: float  # spent in cells
+    checks: list[dict[str, Any]]  # the self-checks' verdicts in order: exercise, passed, status
+    cpu_seconds: float | None  # of the kernel, its imports included; None where there is no /proc
+    peak_bytes: int | None  # the most memory that the kernel held at one moment; None where there is no /proc
 
 
 def run_notebook(
@@ -87,6 +92,7 @@ def run_notebook(
     values = check_parameters(path, parameters or {})
     if timeout <= 0:
         raise ValueError(f"The time-out per cell must be more than 0 seconds; it is {timeout:g}.")
+    usage: dict[str, float] = {}
     # a folder of its own: papermill reads braces in a path as a format, and writes beside its output
     with tempfile.TemporaryDirectory(prefix="xgblora-lab-") as scratch, _quiet_papermill():
         copied, executed = Path(scratch) / "notebook.ipynb", Path(scratch) / "executed.ipynb"
@@ -102,7 +108,7 @@ def run_notebook(
                 progress_bar=progress,
                 # traitlets wants whole seconds
                 execution_timeout=max(1, round(timeout)),
-                kernel_manager_class=_kernel_manager(),
+                kernel_manager_class=_kernel_manager(usage),
                 autosave_cell_every=0,
             )
         except PapermillExecutionError as error:
@@ -134,7 +140,21 @@ def run_notebook(
         _write(Path(output), nbformat.writes(notebook))
     if html is not None:
         _write(Path(html), to_html(notebook, title=Path(name).stem))
-    return Executed(notebook, Path(output) if output else None, Path(html) if html else None, seconds)
+    peak = usage.get("peak_bytes")
+    return Executed(
+        notebook,
+        Path(output) if output else None,
+        Path(html) if html else None,
+        seconds,
+        [
+            out.data[_CHECK]
+            for c in notebook.cells
+            for out in c.get("outputs", [])
+            if _CHECK in out.get("data", {})
+        ],
+        usage.get("cpu_seconds"),
+        None if peak is None else int(peak),
+    )
 
 
 def hidden_errors(notebook: NotebookNode, name: str = "notebook") -> Iterator[NotebookError]:
@@ -163,13 +183,21 @@ def hidden_errors(notebook: NotebookNode, name: str = "notebook") -> Iterator[No
 
 
 def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
-    """The notebook as one page. Every plotly figure is drawn by one copy of plotly.js inside the page."""
+    """The notebook as one page. Every plotly figure is drawn by one copy of plotly.js inside the page.
+
+    A progress bar shows its last state alone, a widget, which needs a kernel, is one sentence, and what is
+    collapsed in a notebook is left out.
+    """
     import plotly.io
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     page = copy.deepcopy(notebook)
+    _without_views(page)
     drawn = 0
     for cell in page.cells:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["transient"] = {"remove_source": True}  # nbconvert's word for it
         for out in cell.get("outputs", []):
             figure = out.get("data", {}).get("application/vnd.plotly.v1+json")
             if figure is None:
@@ -183,6 +211,7 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
             drawn += 1
     # require.js, which the template would fetch, keeps plotly.js from registering itself
     exporter = HTMLExporter(require_js_url="")
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor(), enabled=True)
     body, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": title}})
     return str(body).replace('<script src=""></script>', "")
 
@@ -199,8 +228,11 @@ def _quiet_papermill() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _kernel_manager() -> type:
-    """A kernel manager that starts this interpreter's ipykernel, whatever kernels are installed."""
+def _kernel_manager(usage: dict[str, float]) -> type:
+    """A kernel manager that starts this interpreter's ipykernel, whatever kernels are installed.
+
+    What the kernel used goes into `usage` when it is stopped.
+    """
     import zmq
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -217,7 +249,28 @@ def _kernel_manager() -> type:
             # figures as data: small notebooks, and `to_html` draws them
             return KernelSpec(**get_kernel_dict(), env={"PLOTLY_RENDERER": "plotly_mimetype"})
 
+        async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            with suppress(OSError):  # the kernel may be gone
+                usage.update(_used(getattr(self.provisioner, "pid", None) or 0))
+            await super()._async_shutdown_kernel(now=now, restart=restart)
+
+        shutdown_kernel = _async_shutdown_kernel  # as in the class above
+
     return ThisInterpreter
+
+
+def _used(pid: int) -> dict[str, float]:
+    """Processor seconds of a process so far and its peak memory in bytes; nothing where there is no /proc."""
+    home = Path(f"/proc/{pid}")
+    if not home.is_dir():
+        return {}
+    fields = (home / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()  # from the third one on
+    used = {"cpu_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")}
+    # not `ru_maxrss`: that begins at the memory of the process that started this one
+    match = re.search(
+        r"^VmHWM:\s+(\d+) kB", (home / "status").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    return used | ({"peak_bytes": 1024.0 * int(match[1])} if match else {})
 
 
 def _shown_by(notebook: NotebookNode, state: Mapping[str, Any], model: str) -> int | None:
@@ -264,10 +317,17 @@ def _clean(notebook: NotebookNode, name: str) -> None:
     record = notebook.metadata.get("papermill", {})
     record.pop("environment_variables", None)
     record["input_path"], record["output_path"] = name, None
+    _without_views(notebook)
+
+
+def _without_views(notebook: NotebookNode) -> None:
+    """A sentence for every widget: a view without its state is an error message in every viewer."""
     for cell in notebook.cells:
         for out in cell.get("outputs", []):
             if _VIEW in out.get("data", {}):
-                del out.data[_VIEW]  # a view without its state is an error message in every viewer
+                del out.data[_VIEW]
+                if not set(out.data) - {"text/plain"}:  # else it brought a picture of its own
+                    out.data["text/plain"] = _INTERACTIVE
 
 
 def _write(path: Path, content: str) -> None:

@@ -39,9 +39,14 @@ class Trainer:
         self.model, self.task, self.accelerator = model, task, accelerator
         self.batch_size, self.accumulation, self.data_seed = batch_size, accumulation, data_seed
         self._epoch_order: tuple[int, np.ndarray] | None = None
+        self.picked: dict[int, list[int]] = {}  # step -> rows that a method chose for it
 
     def batch_indices(self, step: int) -> list[int]:
         """Rows of the training split in this process's batch at a step; every epoch has its own order."""
+        return self.picked[step] if step in self.picked else self.planned_rows(step)
+
+    def planned_rows(self, step: int) -> list[int]:
+        """The rows that the data seed gives a step."""
         start = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.batch_size
         n = self.task.size("train")
         return [self._row(*divmod(position, n), n) for position in range(start, start + self.batch_size)]

@@ -6,12 +6,50 @@ import dataclasses
 import difflib
 from typing import Any
 
+from xgblora_lab.methods.adalora import AdaLoRA
+from xgblora_lab.methods.alora import ALoRA
 from xgblora_lab.methods.base import Method
+from xgblora_lab.methods.beamlora import BeamLoRA
+from xgblora_lab.methods.cola import COLA
+from xgblora_lab.methods.dora import DoRA
 from xgblora_lab.methods.full import Full
+from xgblora_lab.methods.gora import GoRA
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.lora_ga import LoRAGA
+from xgblora_lab.methods.lora_ggpo import LoRAGGPO, LoRAMGPO
+from xgblora_lab.methods.lora_plus import LoRAPlus
+from xgblora_lab.methods.lora_pro import LoRAPro
+from xgblora_lab.methods.lora_rite import LoRARITE
+from xgblora_lab.methods.pissa import PiSSA
+from xgblora_lab.methods.relora import ReLoRA
+from xgblora_lab.methods.rora import RoRA
+from xgblora_lab.methods.sora import SoRA
 from xgblora_lab.methods.xgblora import XGBLoRA
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (XGBLoRA, LoRA, Full)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m
+    for m in (
+        XGBLoRA,
+        LoRA,
+        Full,
+        LoRAGGPO,
+        LoRAMGPO,
+        DoRA,
+        LoRAPro,
+        LoRARITE,
+        ReLoRA,
+        COLA,
+        RoRA,
+        LoRAPlus,
+        PiSSA,
+        LoRAGA,
+        GoRA,
+        SoRA,
+        BeamLoRA,
+        ALoRA,
+        AdaLoRA,
+    )
+}
 
 ALIASES = {"r": "rank", "k": "steps_per_round", "modules": "modules_per_round"}
 
@@ -54,4 +92,24 @@ def _parse(text: str) -> Any:
     return text
 
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "XGBLoRA", "make_method"]
+__all__ = [
+    "COLA",
+    "METHODS",
+    "ALoRA",
+    "AdaLoRA",
+    "BeamLoRA",
+    "Full",
+    "GoRA",
+    "LoRA",
+    "LoRAGA",
+    "LoRAPlus",
+    "LoRAPro",
+    "LoRARITE",
+    "Method",
+    "PiSSA",
+    "ReLoRA",
+    "RoRA",
+    "SoRA",
+    "XGBLoRA",
+    "make_method",
+]

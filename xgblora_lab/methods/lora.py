@@ -35,6 +35,8 @@ class LoRA(Continued):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, or None for alpha = rank; got {self.alpha}.")
         if self.scaling not in ("lora", "rslora"):
             raise ValueError(
                 f"Unknown scaling {self.scaling!r}; accepted: 'lora' (alpha/r), 'rslora' (alpha/√r)."
@@ -70,7 +72,7 @@ class LoRA(Continued):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for name, booster in self.boosters.items():
-            rank = state[f"{name}.A"].shape[0]
+            rank = state[f"{name}.B"].shape[1]
             if rank != booster.rank:  # methods that move rank between modules
                 booster.resize(rank)
                 booster.scale = self.scale_of(rank)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SELECTIONS = ("random", "cyclic", "all")
 POLICIES = ("fresh", "keep", "zero_moments")
+EXAMPLES = ("all", "hardest")
+SUBSPACES = ("free", "orthogonal")
 
 
 @dataclass
@@ -48,6 +50,11 @@ class XGBLoRA(Method):
     optimizer_state: `"fresh"` for each round; the harmful ones, for a lesson: `"keep"` carries Adam's moments
         and step counter over to the next booster on the module, `"zero_moments"` carries only the counter.
     init: how A starts: `"kaiming"`, `"gaussian"`, `"orthogonal"`, or `"residual"`, see `residual_A`.
+    examples: `"all"`, in the plan's order; or `"hardest"`: of the rows planned for the next 2κ steps, the
+        half that the model gets most wrong; their losses cost forward passes.
+    subspace: `"free"`, or `"orthogonal"`: each A stays orthogonal to the earlier ones' on its module,
+        so that each round adds rank. This and `examples` are our reading of the abstract of BoostLoRA (arXiv
+        2604.27308), not its algorithm.
     """
 
     lr: float = 1e-2
@@ -60,6 +67,8 @@ class XGBLoRA(Method):
     round_warmup: int = 0
     optimizer_state: str = "fresh"
     init: str = "kaiming"
+    examples: str = "all"
+    subspace: str = "free"
 
     name: ClassVar[str] = "xgblora"
     additive: ClassVar[bool] = True
@@ -67,7 +76,13 @@ class XGBLoRA(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
-        for option, accepted in (("selection", SELECTIONS), ("optimizer_state", POLICIES), ("init", INITS)):
+        for option, accepted in (
+            ("selection", SELECTIONS),
+            ("optimizer_state", POLICIES),
+            ("init", INITS),
+            ("examples", EXAMPLES),
+            ("subspace", SUBSPACES),
+        ):
             if getattr(self, option) not in accepted:
                 raise ValueError(
                     f"Unknown {option} {getattr(self, option)!r}; accepted: {', '.join(accepted)}."
@@ -115,8 +130,13 @@ class XGBLoRA(Method):
         if self.init == "residual":
             for name, A in residual_A(bench, modules, self.rank, index).items():
                 self.boosters[name].A.data.copy_(A)
+        if self.subspace == "orthogonal":
+            self.taken = {name: earlier_directions(bench, name, self.rank) for name in names}
+            self.leave_taken()
         for name, booster in self.boosters.items():
             booster.attach(modules[name])
+        if self.examples == "hardest":
+            bench.trainer.picked = hardest_rows(bench, self.steps_per_round)
         return names
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -134,22 +154,40 @@ class XGBLoRA(Method):
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach(), alpha=2 * self.norm_penalty)
 
+    def after_step(self, bench: Bench) -> None:
+        if self.subspace == "orthogonal":
+            self.leave_taken()
+
+    @torch.no_grad()
+    def leave_taken(self) -> None:
+        """Project every A onto the complement of the directions taken by earlier rounds."""
+        for name, Q in self.taken.items():
+            A = self.boosters[name].A
+            Q = Q.to(A)
+            A.sub_((A @ Q) @ Q.T)
+
     def end_round(self, bench: Bench, index: int) -> Boosters:
         if self.optimizer_state != "fresh" and self.optimizer is not None:
-            self.carried |= optimizer_tensors(self.optimizer, self.trainable())
-            if self.optimizer_state == "zero_moments":
-                for key, value in self.carried.items():
-                    if not key.endswith("/step"):
-                        value.zero_()
+            state = optimizer_tensors(self.optimizer, self.trainable())
+            self.carried |= self.carry(state, bench.seed, index)
         boosters = {name: booster.factors(self.shrinkage) for name, booster in self.boosters.items()}
         self.close(bench)
         return boosters
+
+    def carry(self, state: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
+        """What the next boosters inherit of the optimizer's state at a round's end; changed in place."""
+        if self.optimizer_state == "zero_moments":
+            for key, value in state.items():
+                if not key.endswith("/step"):
+                    value.zero_()
+        return state
 
     def close(self, bench: Bench) -> None:
         for booster in self.boosters.values():
             booster.detach()
         self.boosters = {}
         self.optimizer = None
+        bench.trainer.picked = {}
 
     def state(self) -> dict[str, Tensor]:
         return {key: value.clone() for key, value in self.carried.items()}
@@ -192,6 +230,28 @@ def residual_A(
             raise ValueError(f"The probe gave {name!r} no gradient; use another init than 'residual' there.")
         fitted[name] = fitted[name] / (norm * math.sqrt(3))
     return fitted
+
+
+def earlier_directions(bench: Bench, module: str, rank: int) -> Tensor:
+    """Orthonormal basis (k, R) of the rows of A of all earlier boosters on a module."""
+    A = bench.ensemble.factors(module)[1]
+    R, k = A.shape
+    if R + rank > k:
+        raise ValueError(
+            f"{module!r} has {k} inputs and {R} of their directions are taken: none is left for a booster "
+            "orthogonal to the earlier ones. Plan fewer rounds, or use subspace='free'."
+        )
+    return torch.linalg.qr(A.T.double())[0]
+
+
+def hardest_rows(bench: Bench, kappa: int) -> dict[int, list[int]]:
+    """step -> training rows for the next κ steps: the half of 2κ steps' rows with the highest loss."""
+    first, size = bench.trained_steps, bench.trainer.batch_size
+    pool = [row for i in range(2 * kappa) for row in bench.trainer.planned_rows(first + i)]
+    losses = bench.row_losses(pool)
+    hardest = sorted(sorted(range(len(pool)), key=lambda i: -losses[i])[: kappa * size])
+    rows = [pool[i] for i in hardest]  # in the plan's order
+    return {first + i: rows[i * size : (i + 1) * size] for i in range(kappa)}
 
 
 def _ridge(bench: Bench, X: Tensor, target: Tensor, ridge: float) -> Tensor:

@@ -1,0 +1,23 @@
+"""RoRA: LoRA whose volume falls with the root of the rank (Liu et al. 2025, arXiv 2501.04315)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xgblora_lab.methods.lora import LoRA
+
+
+@dataclass
+class RoRA(LoRA):
+    """LoRA with the scale alpha/√r in place of alpha/r, so that a larger rank can still be heard.
+
+    The same rule as rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), which RoRA's authors try on pruned models:
+    `RoRA(rank=r, alpha=a)` is `LoRA(rank=r, alpha=a·√r)`. With AdamW the first step grows with √r, so the
+    default lr is 3e-4, LoRA's 1e-3 over √8; tune it anew for another rank. Costs nothing beyond LoRA.
+    """
+
+    lr: float = 3e-4
+    scaling: str = "rslora"
+
+    name: ClassVar[str] = "rora"
