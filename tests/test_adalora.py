@@ -198,6 +198,7 @@ def test_more_rounds_than_planned_keep_the_masks():
     ("options", "words"),
     [
         ({"target_rank": 12}, "target_rank must be below rank"),
+        ({"rank": 1}, "target_rank must be below rank"),
         ({"target_rank": 0}, "whole number from 1"),
         ({"init": "gaussian"}, "leave init out"),
         ({"deltaT": 0}, "deltaT must be"),
@@ -211,4 +212,5 @@ def test_bad_options_get_one_clear_sentence(options, words):
         AdaLoRA(**options)
     with pytest.raises(ValueError, match="none of the 20 steps"):
         bench_of(AdaLoRA(tinit=15, tfinal=5))
+    assert [AdaLoRA(rank=r).kept_rank for r in (12, 8, 4, 2)] == [8, 5, 3, 1]
     assert make_method("adalora:r=6:target_rank=2") == AdaLoRA(rank=6, target_rank=2)

@@ -177,9 +177,12 @@ def race(
         str | None,
         typer.Option(
             help="Learning rates that each method without one of its own is tuned over. "
-            "Default: 0.1, 0.3, 1, 3, 10 times the method's own."
+            "Default: --factors times the method's own."
         ),
     ] = None,
+    factors: Annotated[
+        str, typer.Option(help="What a method's own learning rate is multiplied with to tune it.")
+    ] = "0.3,1,3,10,30",
     seeds: Annotated[int, typer.Option(help="Seeds that the chosen learning rate runs with.")] = 3,
     steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 200,
     steps_per_round: Annotated[int, typer.Option(help="Optimizer steps of a round.")] = 20,
@@ -201,6 +204,12 @@ def race(
     text_b: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row; longer rows are cut.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What to rank by, for example matthews; else the kind's usual score.")
+    ] = None,
+    spectrum: Annotated[
+        str | None, typer.Option(help="Of the planted update: 1/i, exponential or flat (`--data planted`).")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the runs among them.")] = 1,
     out: Annotated[
         Path, typer.Option(help="Folder for the table and the histories; an interrupted race goes on there.")
@@ -220,6 +229,8 @@ def race(
         "text_b": text_b,
         "label": label,
         "max_length": max_length,
+        "metric": metric,
+        "spectrum": spectrum,
     }
     from .race import race as race_
 
@@ -229,6 +240,7 @@ def race(
             data,
             methods if methods == "all" else [method.strip() for method in methods.split(",")],
             lrs=grid,
+            factors=[_positive(factor) for factor in factors.split(",")],
             seeds=seeds,
             steps=steps,
             steps_per_round=steps_per_round,

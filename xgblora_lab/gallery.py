@@ -152,10 +152,8 @@ def broken_links(pages: Iterable[str | Path]) -> list[str]:
             part = parts.fragment
             if not target.exists():
                 broken.append(f"{page.name}: there is no file {unquote(parts.path)}")
-            elif part and target.suffix == ".html":
-                # as a browser looks for it: as it is written, then decoded
-                if not {part, unquote(part)} & (parsed(target).parts | {"top"}):
-                    broken.append(f"{page.name}: {target.name} has no part #{unquote(part)}")
+            elif part and target.suffix == ".html" and not parsed(target).has(part):
+                broken.append(f"{page.name}: {target.name} has no part #{unquote(part)}")
     return broken
 
 
@@ -168,6 +166,10 @@ class _Page(HTMLParser):
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    def has(self, part: str) -> bool:
+        """Whether a browser finds the part: by its name as it is written, or decoded."""
+        return not {part, unquote(part)}.isdisjoint(self.parts | {"top"})
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 # Times a method's own default learning rate: useful rates lie a factor of ten and more apart between methods,
 # because a step of one size changes the weights by very different amounts.
-GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Small models want larger ones: on the lab model the best rates lie near the upper end.
+GRID = (0.3, 1.0, 3.0, 10.0, 30.0)
 FIELD = ("xgblora", "lora:r=1", "lora:r=8", "full")
 
 
@@ -146,6 +147,7 @@ def race(
     methods: str | Sequence[str | Method] = FIELD,
     *,
     lrs: Sequence[float] | None = None,
+    factors: Sequence[float] = GRID,
     seeds: int = 3,
     steps: int = 200,
     steps_per_round: int = 20,
@@ -167,8 +169,8 @@ def race(
         object serves every run, since a bench puts it back to its base).
     methods: `Method` objects or texts such as "lora:r=8". One with an `lr` in its text is not tuned. "all":
         every method there is, with its defaults.
-    lrs: learning rates to try, the same for every method. Default: `GRID`, the same number of rates for every
-        method, each in units of its own default. Tried with the first seed and chosen by the dev score.
+    lrs: learning rates to try, the same for every method. Default: the same number of rates for every method,
+        `factors` times its own default `lr`. Tried with the first seed and chosen by the dev score.
     seeds: how many seeds the chosen learning rate runs with; a seed decides data order, head and boosters.
     steps, steps_per_round, schedule, warmup, batch_size, targets: as in `Bench` and `Method`, for all alike;
         an option in a method's text wins, and a `Method` object keeps its own.
@@ -180,12 +182,12 @@ def race(
         cluster's `Client.get_executor()`. Default: here, one after another. (Threads share torch's random
         generator, so that dropout is not repeatable in a `ThreadPoolExecutor`.)
     """
-    if seeds < 1 or (lrs is not None and not lrs):
+    if seeds < 1 or not (factors if lrs is None else lrs):
         raise ValueError(f"A race needs at least one seed and one learning rate; got {seeds} and {lrs}.")
     options = {"steps_per_round": steps_per_round, "schedule": schedule, "warmup": warmup}
     if isinstance(methods, str):
         methods = list(METHODS) if methods == "all" else [methods]
-    entries = [_entry(method, options, lrs) for method in methods]
+    entries = [_entry(method, options, lrs, factors) for method in methods]
     labels = [method.label(options) for method, _ in entries]
     if len(set(labels)) < len(labels):
         raise ValueError(f"Two methods of the race are the same: {', '.join(labels)}.")
@@ -193,6 +195,7 @@ def race(
         "model": short_name(model) if isinstance(model, str | Path) else type(model).__name__,
         "data": short_name(data) if isinstance(data, str | Path) else data.name,
         "lrs": list(lrs) if lrs is not None else None,
+        "factors": list(factors),
         "seeds": seeds,
         "steps": steps,
         "batch_size": batch_size,
@@ -262,7 +265,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _entry(
-    method: str | Method, options: dict[str, Any], lrs: Sequence[float] | None
+    method: str | Method, options: dict[str, Any], lrs: Sequence[float] | None, factors: Sequence[float]
 ) -> tuple[Method, list[float]]:
     """The method with the race's common options, and the learning rates to try."""
     made = method if isinstance(method, Method) else make_method(method, **options)
@@ -271,7 +274,7 @@ def _entry(
     if lrs is not None:
         return made, list(lrs)
     unit = type(made)().lr
-    return made, [float(f"{factor * unit:.6g}") for factor in GRID]
+    return made, [float(f"{factor * unit:.6g}") for factor in factors]
 
 
 def _score(history: History) -> float:
@@ -369,7 +372,9 @@ class _Runs:
         if out is not None:
             # A folder belongs to one race; more learning rates or seeds may be added to it later.
             common = json.loads(
-                json.dumps({k: v for k, v in settings.items() if k not in ("lrs", "seeds")}, default=str)
+                json.dumps(
+                    {k: v for k, v in settings.items() if k not in ("lrs", "factors", "seeds")}, default=str
+                )
             )
             kept = out / "settings.json"
             if kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != common:

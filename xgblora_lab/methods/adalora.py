@@ -43,21 +43,23 @@ class AdaLoRA(LoRA):
     """LoRA in the form B diag(E) A, with A and B pushed towards orthonormal, that starts with more ranks than
     it may keep and masks those whose smoothed |weight · gradient| is small until the budget is met.
 
-    rank: of every module at the start. target_rank: the average rank kept (12 and 8 are PEFT's defaults).
+    rank: of every module at the start (PEFT's default 12). target_rank: the average rank kept; None means two
+        thirds of `rank` (PEFT's 8 of 12).
     tinit: steps before the budget falls; tfinal: steps at the end with fixed ranks; below 1 a part of the run
         (our defaults; PEFT's are 0). In between the budget falls as a cubic.
     deltaT: steps between two maskings (PEFT's default 1). A masked rank can return before the last phase.
     beta1, beta2: smoothing of the importance and of its deviation (PEFT's 0.85).
     orth_reg_weight: of the mean ‖AAᵀ − I‖ and ‖BᵀB − I‖ over all factors (PEFT's 0.5); it is added to the
         gradient, not to the recorded loss.
-    A and B start as N(0, 0.02²) and E as 0, so `init` must stay as it is.
+    lr: ten times LoRA's, because A and B start small, as N(0, 0.02²), and E at 0; `init` must stay as it is.
 
     Beyond LoRA it costs the ranks above the target, three numbers per trained one for the importance, and no
-    pass. The paper's method; the code that decides is `peft.tuners.adalora.layer.RankAllocator`.
+    pass. The budget follows the bench's planned steps. What decides is PEFT's `RankAllocator`.
     """
 
+    lr: float = 1e-2
     rank: int = 12
-    target_rank: int = 8
+    target_rank: int | None = None
     tinit: float = 0.1
     tfinal: float = 0.3
     deltaT: int = 1
@@ -69,10 +71,10 @@ class AdaLoRA(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rank(self.target_rank)
-        if self.target_rank >= self.rank:
+        check_rank(self.kept_rank)
+        if self.kept_rank >= self.rank:
             raise ValueError(
-                f"target_rank must be below rank, got {self.target_rank} and {self.rank}; to keep all ranks "
+                f"target_rank must be below rank, got {self.kept_rank} and {self.rank}; to keep all ranks "
                 "use lora."
             )
         if self.init != "kaiming":
@@ -88,6 +90,11 @@ class AdaLoRA(LoRA):
         if self.orth_reg_weight < 0:
             raise ValueError(f"orth_reg_weight must be 0 or more, got {self.orth_reg_weight}.")
 
+    @property
+    def kept_rank(self) -> int:
+        """The average rank that the budget ends at."""
+        return max(1, round(self.rank * 2 / 3)) if self.target_rank is None else self.target_rank
+
     def start(self, bench: Bench) -> None:
         from peft import AdaLoraConfig
         from peft.tuners.adalora.layer import RankAllocator
@@ -101,7 +108,7 @@ class AdaLoRA(LoRA):
             )
         config = AdaLoraConfig(
             init_r=self.rank,
-            target_r=self.target_rank,
+            target_r=self.kept_rank,
             tinit=tinit,
             tfinal=tfinal,
             deltaT=self.deltaT,
