@@ -13,6 +13,8 @@
 # %% [markdown]
 # # One matrix
 #
+# *Why does a sum of rank-1 rounds reach what one low-rank adapter cannot?*
+#
 # Before any transformer, take one matrix. On it everything about XGBLoRA can be checked against a right
 # answer.
 #
@@ -20,15 +22,20 @@
 # factors, the **booster** BA, then adds it to the weights and starts afresh. LoRA trains one larger pair
 # from the first step to the last.
 #
-# You will find out:
+# **You will be able to**
 #
-# 1. how good an update of rank *r* can be at all;
-# 2. where LoRA of rank *r* stops;
-# 3. what one rank-1 booster after another reaches, and when LoRA is the better choice;
-# 4. what the number of steps in a round, shrinkage, and a stale optimizer do.
+# 1. say how good an update of rank *r* can be at all;
+# 2. explain where LoRA of rank *r* stops;
+# 3. follow one rank-1 booster after another, and say when LoRA is the better choice;
+# 4. predict what the number of steps in a round, shrinkage, and a stale optimizer do.
+#
+# **Time.** About 60 minutes, two of them for computing.
+#
+# **You need.** Matrix products, singular values, and the idea of gradient descent; no transformers.
 #
 # Each section asks a question first. **Write down your guess before you run the cell below it.** A wrong
-# guess is where the learning is.
+# guess is where the learning is. Five exercises check themselves: replace `None` by your answer, run the
+# cell, run the next one.
 
 # %% tags=["parameters"]
 profile: str = "laptop"  # "ci" (short), "laptop" (a minute or two) or "classroom" (minutes, three seeds)
@@ -41,7 +48,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from xgblora_lab import Bench, LoRA, XGBLoRA, matrix, race, spectra
+from xgblora_lab import Bench, LoRA, XGBLoRA, check, matrix, race, spectra
 
 #            size  rounds  steps_per_round  seeds  ranks of LoRA, values of steps_per_round to compare
 profiles = {
@@ -137,6 +144,38 @@ print("left over at best:", {f"rank {r}": round(relative_floor[r], 4) for r in (
 # below the tail of rank *r*, however long it trains.
 
 # %% [markdown]
+# ### Exercise 1.1 · Your own tail
+#
+# Write the function yourself: from the singular values of a target, the least loss that an update of rank
+# `rank` leaves, relative to the loss before training.
+
+
+# %% tags=["exercise"]
+def tail(values: torch.Tensor, rank: int) -> float:
+    """Least loss at this rank, over the loss of no update; `values` descend."""
+    # solution: return None  # your answer
+    return float(values[rank:].square().sum() / values.square().sum())
+    # end
+
+
+# %% tags=["check"]
+check.function(
+    "1.1", tail, [((sigma, rank), relative_floor[rank]) for rank in (1, 4, size)],
+    hints=[
+        (lambda v, r: v[r:].sum() / v.sum(), "The loss is made of squares. Of what must the sum be taken?"),
+        (lambda v, r: v[r:].square().sum() / 2, "That is the loss itself. Divide by the loss of no update."),
+        (lambda v, r: v[:r].square().sum() / v.square().sum(), "That is the part taken. What is left?"),
+        (lambda v, r: v[r - 1 :].square().sum() / v.square().sum(), "Rank r keeps r values. You keep r − 1."),
+    ],
+    because="Half the sum of squares beyond the rank, over half the sum of all squares: the halves cancel.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# Distances do not change under rotation, so the loss depends on the singular values alone: it is half the
+# sum of their squares. The best update of rank *r* removes the *r* largest of them. A common mistake is to
+# sum the values and not their squares, which makes the tail look much thicker than it is.
+
+# %% [markdown]
 # ## 2 · Boosting by hand
 #
 # Boosting is greedy. It never looks ahead and never repairs earlier rounds. It fits the best booster to
@@ -220,6 +259,36 @@ pd.DataFrame(
 # Adam finds the best update of its rank, although the problem in B and A is not convex. Bad: once on the
 # tail, more steps do nothing. The only way down is a higher rank, and the rank was fixed before training
 # began. At full rank there is no tail to stop at, and the curve leaves the figure at the bottom.
+
+# %% [markdown]
+# ### Exercise 3.1 · Why it stops
+#
+# LoRA of rank 1 goes on training to the end of the budget, and its loss does not fall any more. Why?
+#
+# - (a) The learning rate is too small by then.
+# - (b) Adam sits in a local minimum, and a better one of the same rank exists.
+# - (c) No matrix of rank 1 is closer to the target.
+
+# %% tags=["exercise"]
+# solution: why_it_stops = None  # your answer: "a", "b" or "c"
+why_it_stops = "c"
+# end
+
+# %% tags=["check"]
+check.choice(
+    "3.1", why_it_stops, "c",
+    {"a": "the learning rate", "b": "a local minimum", "c": "the rank"},
+    hints={
+        "a": "The schedule is constant, and the best rate of the whole grid was taken. Compare two columns.",
+        "b": "Compare the last two columns of the table. What would have to lie between them?",
+    },
+    because="The loss at the end and the least possible loss of that rank are the same number.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# The table shows it: the loss at the end is the least possible one. Students who answer *a local minimum*
+# are right to suspect one, since the problem in B and A is not convex. On this loss every local minimum
+# happens to be a global one; the other places where the gradient vanishes are saddles.
 
 # %% [markdown]
 # ## 4 · XGBLoRA, round by round
@@ -311,6 +380,33 @@ bench.close()
 # %% [markdown]
 # The singular values of the target appear from the top down, one per round, and then stay. They are not
 # exact: each booster stops a little short of its pair, and what it leaves is mixed into the next residual.
+
+# %% [markdown]
+# ### Exercise 4.1 · What was trained
+#
+# How many numbers has boosting trained in this run, all rounds together? Work it out from `size` and
+# `rounds`.
+
+# %% tags=["exercise"]
+# solution: trained = None  # your answer: a number
+trained = rounds * 2 * size
+# end
+
+# %% tags=["check"]
+check.number(
+    "4.1", trained, bench.history[-1].total_parameters, unit="trained numbers",
+    hints={
+        2 * size: "That is one booster. How many were trained, one after the other?",
+        rounds * size: "A booster has two factors, a column B and a row A.",
+        size**2: "That is the whole matrix. A booster is a column and a row.",
+    },
+    because="Twice the size for each booster, and one booster in each round.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# A booster on a matrix of *d* rows and *k* columns has *d* + *k* numbers. The sum over the rounds is the
+# **total** of trainable parameters; the one booster that is trained at a time is the **peak**. Section 5
+# needs both words.
 
 # %% [markdown]
 # ## 5 · So who wins?
@@ -412,6 +508,32 @@ print(f"LoRA at full rank, {size}:     {final(lora[size]):.2g}")
 # rank that was chosen too low.
 
 # %% [markdown]
+# ### Exercise 6.1 · The rank of many
+#
+# Take the shortest rounds of the table, of `kappas[0]` steps. What is the highest rank that the accumulated
+# update can have at the end?
+
+# %% tags=["exercise"]
+# solution: highest_rank = None  # your answer: a number
+highest_rank = min(steps // kappas[0], size)
+# end
+
+# %% tags=["check"]
+check.number(
+    "6.1", highest_rank, min(len(best(by_kappa[kappas[0]])), *model.matrix.weight.shape), unit="the rank",
+    hints={
+        steps // kappas[0]: "So many boosters are in the sum. Can a matrix of this size have that rank?",
+        rounds: "That is the number of the long rounds. How many short ones fit into the same steps?",
+        1: "That is the rank of one booster, and they add up.",
+    },
+    because="One for each booster, until the matrix has no more rows.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# Ranks add up at most, so the sum of *T* boosters has a rank of at most *T*. It also has a rank of at most
+# the number of rows. This is why short rounds are not stopped by the tail of a low rank.
+
+# %% [markdown]
 # ## 7 · Shrinkage
 #
 # Boosted trees multiply each tree by a factor below one before they add it. That is **shrinkage**. It slows
@@ -453,6 +575,34 @@ pd.DataFrame(
 #
 # On this problem, with these rounds, shrinkage only costs. Nothing is learned here about noisy data, where
 # it has its reason.
+
+# %% [markdown]
+# ### Exercise 7.1 · What shrinkage leaves
+#
+# A perfect booster has found the first singular pair of the target. It is merged with shrinkage 0.5. Which
+# part of the loss *in that direction* is left? Before the round it was ½ σ₁².
+
+# %% tags=["exercise"]
+# solution: part_left = None  # your answer: a number between 0 and 1
+part_left = (1 - 0.5) ** 2
+# end
+
+# %% tags=["check"]
+check.number(
+    "7.1", part_left, (0.5 * (0.5 * sigma[0]) ** 2) / (0.5 * sigma[0] ** 2), unit="a number between 0 and 1",
+    hints={
+        0.5: "That is the part of the singular value that is left. The loss is its square.",
+        0.75: "That is the part that is gone.",
+        0: "That would be without shrinkage: the whole booster is added.",
+        0.125: "Before the round there was a factor ½ too.",
+    },
+    because="Half of the singular value is left, and the loss goes with its square.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# With shrinkage ν a part (1 − ν) of the singular value is left, and (1 − ν)² of its loss. The direction
+# comes back in the next residual, so nothing is lost for good. The jumps measured above are not exactly this
+# large: ten steps do not make a perfect booster, and the other directions carry loss too.
 
 # %% [markdown]
 # ## 8 · A stale optimizer
@@ -545,6 +695,18 @@ sweeps.rename_axis("learning rate")
 # **Try it.** In section 1 replace `"1/i"` by `"exponential"`: the singular values then fall off much
 # faster. Guess first: how close does the last round come to its tail? Give boosters a rank of 2, with half
 # the rounds. Replace `schedule="constant"` by `"linear"` in section 6: which end of the curve moves?
+#
+# ## References
+#
+# - C. Eckart, G. Young. *The approximation of one matrix by another of lower rank.* Psychometrika 1, 1936.
+# - E. J. Hu and others. *LoRA: Low-Rank Adaptation of Large Language Models.*
+#   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)
+# - Y. Zhang and others. *Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of
+#   LLMs.* [arXiv 2410.19694](https://arxiv.org/abs/2410.19694)
+# - J. H. Friedman. *Greedy function approximation: a gradient boosting machine.* Annals of Statistics 29,
+#   2001.
+# - D. P. Kingma, J. Ba. *Adam: A Method for Stochastic Optimization.*
+#   [arXiv 1412.6980](https://arxiv.org/abs/1412.6980)
 #
 # The last cell checks what the text says. If a change of yours makes it fail, you have found where the
 # story ends.
