@@ -41,7 +41,7 @@ def idea(path: Path) -> str:
     """The first sentence of a module's docstring."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=[a-z`)])\. ", paragraph)[0].rstrip(".").replace("|", r"\|")
+    return re.split(r"(?<=[a-z`)])(?<! al)\. ", paragraph)[0].rstrip(".").replace("|", r"\|")
 
 
 def layout(paths: list[str]) -> str:

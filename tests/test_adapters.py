@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from xgblora_lab.adapters import (
     LowRank,
@@ -177,3 +178,32 @@ def test_dense_weight_is_a_view():
     module = conv1d(6, 4)
     dense_weight(module).data[1, 2] = 9.0
     assert module.weight[2, 1] == 9.0
+
+
+@pytest.mark.parametrize("make", [nn.Linear, lambda k, d: Conv1D(d, k)])
+@pytest.mark.parametrize("frozen", ["", "A", "B", "x"])
+def test_the_short_way_through_a_booster_equals_the_plain_one(make, frozen):
+    """Against autograd on the written-out formula; the twin changes the scale."""
+    torch.manual_seed(0)
+    module = make(6, 4).double().requires_grad_(False)
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=frozen != "x")
+    A = torch.randn(3, 6, dtype=torch.float64)
+    B = torch.randn(4, 3, dtype=torch.float64)
+    booster = LowRank(A, B, scale=0.7)
+    for name in {"A", "B"} & {frozen}:
+        getattr(booster, name).requires_grad_(False)
+    inputs = [t for t in (x, booster.A, booster.B) if t.requires_grad]
+
+    def gradients(scale: float | None):
+        if scale is None:
+            booster.attach(module)
+            output = module(x)
+            booster.detach()
+        else:
+            output = module(x) + scale * (x @ booster.A.T) @ booster.B.T
+        return [output, *torch.autograd.grad(output.sin().sum(), inputs)]
+
+    short, plain, other = gradients(None), gradients(0.7), gradients(0.6)
+    for a, b, c in zip(short, plain, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+        assert (a - c).abs().max() > 1e-3

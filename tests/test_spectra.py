@@ -129,6 +129,7 @@ def test_growing_basis_stays_orthonormal_on_nearly_dependent_columns() -> None:
     noise, _ = random_factors(50, 50, 40, seed=1)
     for column in noise.T:
         growing.append(b + 1e-8 * column[:, None], a)
+    assert len(growing.singular_values()) == 1
     Q = growing._left._rows[: growing._left.count]
     torch.testing.assert_close(Q @ Q.T, torch.eye(len(Q), dtype=torch.float64), rtol=0, atol=1e-12)
     assert growing._left.count == 40

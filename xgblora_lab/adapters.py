@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,36 @@ def init_A(
     return A.contiguous()
 
 
+class _AddLowRank(torch.autograd.Function):
+    """output + scale · (x Aᵀ) Bᵀ, in fewer passes over the (N·S, …) tensors than autograd's own.
+
+    Those passes, not the arithmetic, are what a thin pair costs: see benchmarks/README.md, "What was slow".
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        flat = x.flatten(0, -2)  # (N·S, k)
+        down = flat @ A.T  # (N·S, r)
+        if scale != 1.0:
+            down = down * scale
+        ctx.save_for_backward(flat if ctx.needs_input_grad[2] else None, down, A, B)
+        ctx.scale, ctx.shape = scale, x.shape
+        return torch.addmm(output.flatten(0, -2), down, B.T).view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, D: Tensor) -> Any:
+        flat, down, A, B = ctx.saved_tensors
+        D_flat = D.flatten(0, -2)  # (N·S, d)
+        at_A = D_flat @ B  # (N·S, r)
+        if ctx.scale != 1.0:
+            at_A = at_A * ctx.scale
+        needs = ctx.needs_input_grad
+        at_x = (at_A @ A).view(ctx.shape) if needs[1] else None
+        gradient_A = at_A.T @ flat if needs[2] else None
+        gradient_B = D_flat.T @ down if needs[3] else None
+        return D if needs[0] else None, at_x, gradient_A, gradient_B, None
+
+
 class LowRank(nn.Module):
     """A booster: y += scale · (x Aᵀ) Bᵀ on one linear map, while attached.
 
@@ -224,7 +255,11 @@ class LowRank(nn.Module):
         return nn.functional.linear(down, self.B)  # (…, d)
 
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + self(args[0]).to(output.dtype)
+        x = args[0]
+        if type(self) is LowRank and self.gate is None and x.dtype == output.dtype == self.A.dtype:
+            added: Tensor = _AddLowRank.apply(output, x, self.A, self.B, self.scale)
+            return added
+        return output + self(x).to(output.dtype)
 
     def attach(self, module: nn.Module) -> None:
         """Start adding this booster to the module's output."""

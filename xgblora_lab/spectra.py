@@ -70,15 +70,17 @@ class GrowingSpectrum:
     """The spectrum of an update that grows by one booster after another.
 
     Keeps orthonormal bases Q_B (d, m) and Q_A (k, n) of what came so far and the core K (m, n) with
-    ΔW = Q_B K Q_Aᵀ. `append` extends them by Gram–Schmidt with re-orthogonalisation; T factors in, one more
-    costs O((d + k) T). A column that depends linearly on the earlier ones adds to the core and not to the
-    basis, so no basis outgrows its space.
+    ΔW = Q_B K Q_Aᵀ. A booster is taken in when the spectrum is asked for, by Gram–Schmidt with
+    re-orthogonalisation; T factors in, one more costs O((d + k) T) then, and O(d + k) if nobody asks. A
+    column that depends linearly on the earlier ones adds to the core and not to the basis, so no basis
+    outgrows its space.
     """
 
     def __init__(self, d: int, k: int) -> None:
         self._left = _Basis(d)
         self._right = _Basis(k)
         self._core = torch.zeros(0, 0, dtype=torch.float64)  # grown by doubling; (≥ m, ≥ n)
+        self._waiting: list[Factors] = []
 
     def append(self, B: Tensor, A: Tensor) -> None:
         """Add one more booster, B (d, r) and A (r, k), to the update. ValueError if they do not fit."""
@@ -88,13 +90,16 @@ class GrowingSpectrum:
                 f"This spectrum is of a {self._left.size} × {self._right.size} update; "
                 f"got a booster of {B.shape[0]} × {A.shape[1]}."
             )
-        for b, a in zip(B.T.cpu(), A.cpu(), strict=True):
-            left, right = self._left.coordinates(b), self._right.coordinates(a)  # (m,), (n,)
-            self._core = _grown(self._core, len(left), len(right))
-            self._core[: len(left), : len(right)].addr_(left, right)
+        self._waiting.append((B.cpu(), A.cpu()))
 
     def singular_values(self) -> Tensor:
         """Singular values of the update so far, descending: (min(m, n),), float64."""
+        for B, A in self._waiting:
+            for b, a in zip(B.T, A, strict=True):
+                left, right = self._left.coordinates(b), self._right.coordinates(a)  # (m,), (n,)
+                self._core = _grown(self._core, len(left), len(right))
+                self._core[: len(left), : len(right)].addr_(left, right)
+        self._waiting.clear()
         return _svdvals(self._core[: self._left.count, : self._right.count])
 
 
