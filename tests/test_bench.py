@@ -43,8 +43,15 @@ def test_one_endless_round_on_all_modules_is_lora_of_rank_one_bit_for_bit(init):
     assert merging.history[-1].losses[-1] != lora.history[0].losses[-1]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gpt2])
+@pytest.mark.parametrize(
+    ("make", "dtype", "tolerance"),
+    [
+        (tiny.tiny_gpt2, torch.float64, 1e-9),
+        (tiny.tiny_llama, torch.float64, 1e-5),  # Llama's norms are float32 whatever the model is
+        (tiny.tiny_gpt2, torch.float32, 1e-4),
+        (tiny.tiny_llama, torch.float32, 1e-4),
+    ],
+)
 def test_lora_equals_pefts_lora(make, dtype, tolerance):
     from peft import LoraConfig, get_peft_model
 
