@@ -234,25 +234,16 @@ class Bench(Rewinding):
         self._seed_dropout(index)
         for i in range(count):
             batches = self._first_batch if i == 0 else self.trainer.batches(self._step)
-            self.method.before_backward(self)
-            loss = self.trainer.backward(batches, trained)
-            self.method.after_backward(self)
-            rates.append(self.method.lr * self.method.rate(self._step, i, self.steps))
-            optimizers = {optimizer: rates[-1]}
-            if self._head_optimizer is not None:  # lives across rounds: a round's re-warm-up is not for it
-                factor = self.method.rate(self._step, self.steps, self.steps)
-                optimizers[self._head_optimizer] = self.method.head_lr * factor
-            norms.append(self.trainer.update(optimizers, trained, self.method.max_grad_norm))
-            self.method.after_step(self)
-            for parameter in trained:
-                parameter.grad = None
+            loss, norm, rate = self._train_step(i, batches, optimizer, trained)
             losses.append(loss)
+            norms.append(norm)
+            rates.append(rate)
             tokens += sum(self.task.tokens(batch) for batch in batches)
-            self._step += 1
             for hook in hooks:
                 hook.on_step(self, i, loss)
         self.model.eval()
-        optimizer_bytes = state_bytes(list(optimizers))
+        heads = [self._head_optimizer] if self._head_optimizer is not None else []
+        optimizer_bytes = state_bytes([optimizer, *heads])
         new = self.method.new_parameters(index)
         boosters = self.method.end_round(self, index)
         self.ensemble.append(boosters)
@@ -289,6 +280,29 @@ class Bench(Rewinding):
         if self.method.rewindable:
             self._states[len(self.history)] = self.state()
         return record
+
+    def _train_step(
+        self,
+        i: int,
+        batches: Sequence[Batch],
+        optimizer: torch.optim.Optimizer,
+        trained: Sequence[nn.Parameter],
+    ) -> tuple[Tensor, Tensor, float]:
+        """Step i of a round: its loss before the update and its gradients' norm, as scalars, and its rate."""
+        self.method.before_backward(self)
+        loss = self.trainer.backward(batches, trained)
+        self.method.after_backward(self)
+        lr = self.method.lr * self.method.rate(self._step, i, self.steps)
+        optimizers = {optimizer: lr}
+        if self._head_optimizer is not None:  # lives across rounds: a round's re-warm-up is not for it
+            factor = self.method.rate(self._step, self.steps, self.steps)
+            optimizers[self._head_optimizer] = self.method.head_lr * factor
+        norm = self.trainer.update(optimizers, trained, self.method.max_grad_norm)
+        self.method.after_step(self)
+        for parameter in trained:
+            parameter.grad = None
+        self._step += 1
+        return loss, norm, lr
 
     def probe_gradients(self, passes: int = 1) -> None:
         """Forward-backward passes on the batches of the next steps without a step, for a method or a hook.

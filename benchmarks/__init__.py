@@ -1,0 +1,1 @@
+"""What a round costs, beside what a user would pick instead."""
