@@ -67,7 +67,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["open", "run", "race", "report"])
+@pytest.mark.parametrize("command", ["open", "run", "race", "report", "gallery"])
 def test_every_command_explains_itself(command: str) -> None:
     overview = CliRunner().invoke(cli.app, ["--help"]).output
     assert command in overview
@@ -109,6 +109,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["run", "1", "-p", "rounds"], "'rounds' is no parameter: write -p name=value."),
         (["run", "1", "--timeout", "0"], "must be more than 0 seconds"),
         (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
+        (["race", "--workers", "0"], "--workers is a number of processes, at least 1"),
         (["report", "."], "No run in .: it holds neither race.json nor history.json."),
     ],
 )

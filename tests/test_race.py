@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -167,3 +168,8 @@ def test_bad_races_are_refused():
 def test_spreads_in_words():
     assert spread([0.5]) == "0.5"
     assert spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
+
+
+def test_histories_travel_between_processes():
+    history = run(methods=["lora:r=1"], seeds=1, lrs=[1e-2]).histories[0]
+    assert pickle.loads(pickle.dumps(history)).to_dict() == history.to_dict()

@@ -55,6 +55,12 @@ def test_every_public_name_is_there_and_documented() -> None:
         _ = xgblora_lab.nothing
 
 
+def test_the_readme_names_every_method() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## The methods")[1].split("##")[0]
+    assert set(re.findall(r"`([a-z+-]+)`", table)) >= set(xgblora_lab.METHODS)
+
+
 def test_a_function_keeps_its_name_beside_a_module_of_that_name() -> None:
     code = (
         "import xgblora_lab.race, xgblora_lab.planted, types\n"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import adapters as adapters
+    from . import check as check
     from . import figures as figures
     from . import spectra as spectra
     from . import widgets as widgets
     from .bench import Bench, resume
     from .ensemble import Ensemble
     from .hooks import Checkpoint, Gain, Gradient, Hook, Probe, Spectrum, Stop
-    from .methods import Full, LoRA, Method, XGBLoRA, make_method
+    from .methods import METHODS, Full, LoRA, Method, XGBLoRA, make_method
     from .models import load, load_model, load_tokenizer
     from .planted import matrix, planted
     from .race import Race, race
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("adapters", "figures", "spectra", "widgets")
+_SUBMODULES = ("adapters", "check", "figures", "spectra", "widgets")
 _NAMES = {
     "bench": ("Bench", "resume"),
     "ensemble": ("Ensemble",),
     "hooks": ("Checkpoint", "Gain", "Gradient", "Hook", "Probe", "Spectrum", "Stop"),
-    "methods": ("Full", "LoRA", "Method", "XGBLoRA", "make_method"),
+    "methods": ("METHODS", "Full", "LoRA", "Method", "XGBLoRA", "make_method"),
     "models": ("load", "load_model", "load_tokenizer"),
     "planted": ("matrix", "planted"),
     "race": ("Race", "race"),
@@ -42,6 +43,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "METHODS",
     "Bench",
     "Checkpoint",
     "Ensemble",
@@ -59,6 +61,7 @@ __all__ = [
     "Stop",
     "XGBLoRA",
     "adapters",
+    "check",
     "figures",
     "load",
     "load_model",

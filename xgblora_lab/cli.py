@@ -270,6 +270,9 @@ def report(
     title: Annotated[
         str | None, typer.Option(help="Heading of the page.  [default: who ran on what]")
     ] = None,
+    slides: Annotated[
+        bool, typer.Option("--slides", help="Slides in place of the report: one figure to a screen.")
+    ] = False,
     images: Annotated[
         Path | None, typer.Option(help="Folder for every figure as an image too; needs kaleido and Chrome.")
     ] = None,
@@ -277,13 +280,15 @@ def report(
 ) -> None:
     """Write a run or a race as one page that opens by double click and scrubs without a kernel.
 
-    Example: xgblora-lab report runs/first-race -o race.html --images slides --format svg
+    Example: xgblora-lab report runs/first-race -o slides.html --slides
     """
     from .report import export_images
     from .report import report as report_
+    from .slides import slides as slides_
 
     sources = list(runs)
-    typer.echo(f"Report: {report_(sources, out, title=title)}")
+    write, name = (slides_, "Slides") if slides else (report_, "Report")
+    typer.echo(f"{name}: {write(sources, out, title=title)}")
     if images is not None:
         try:
             written = export_images(sources, images, format_.value)

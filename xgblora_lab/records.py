@@ -55,6 +55,9 @@ class Round:
     def __post_init__(self) -> None:
         object.__setattr__(self, "measurements", MappingProxyType(dict(self.measurements)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Round.from_dict, (self.to_dict(),)  # the read-only view of the measurements cannot be pickled
+
     @property
     def gain(self) -> float:
         """Decrease of the probe loss in this round (of the own batch's where no probe was measured)."""

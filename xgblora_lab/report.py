@@ -23,8 +23,11 @@ def report(source: Source, path: str | Path, *, title: str | None = None, cells:
     """
     runs = histories(source)
     told = sections(runs, cells)
-    heading = title or _heading(runs)
-    page = _page(heading, told, runs)
+    return write_page(path, _page(title or heading_of(runs), told, runs))
+
+
+def write_page(path: str | Path, page: str) -> Path:
+    """Write a page whole or not at all, with the folders on its way, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -87,7 +90,8 @@ def _still(figure: Figure) -> Any:
     return plot
 
 
-def _heading(runs: list[History]) -> str:
+def heading_of(runs: list[History]) -> str:
+    """Who ran on what: the title of a page that was given none."""
     if len(runs) == 1:
         return subject(runs[0])
     labels = list(dict.fromkeys(label(h) for h in runs))
@@ -104,7 +108,7 @@ def _page(heading: str, told: list[Section], runs: list[History]) -> str:
     links = "".join(f'<li><a href="#s{i}">{escape(s.title)}</a></li>' for i, s in enumerate(told, 1))
     links += '<li><a href="#settings">Settings and versions</a></li>'
     summary = next((f.text for s in told for f in s.figures.values()), "")
-    scores = _scores(runs)
+    scores = scores_html(runs)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -139,13 +143,16 @@ def _page(heading: str, told: list[Section], runs: list[History]) -> str:
 
 
 def _section(index: int, section: Section, numbers: Any) -> str:
-    drawn = "\n".join(_figure(next(numbers), figure) for figure in section.figures.values())
+    drawn = "\n".join(figure_html(next(numbers), figure) for figure in section.figures.values())
     title, prose = escape(section.title), escape(section.prose)
     return f'<section id="s{index}">\n<h2>{title}</h2>\n<p>{prose}</p>\n{drawn}\n</section>'
 
 
-def _figure(number: int, figure: Figure) -> str:
-    """A plot, its controls as the browser's own (so that the keyboard works them), its text and its table."""
+def figure_html(number: int, figure: Figure, level: int = 3, table: bool = True) -> str:
+    """A plot, its controls as the browser's own (so that the keyboard works them), its text and its table.
+
+    number: unique on the page; level: of the figure's heading. `SCRIPT` draws it.
+    """
     menus = figure.plot.layout.updatemenus
     axes = [b for b in (menus[0].buttons if menus else ()) if b.method == "update"]
     still = _still(figure)
@@ -172,11 +179,11 @@ def _figure(number: int, figure: Figure) -> str:
     text = escape(figure.text)
     height = still.layout.height
     return f"""<figure id="f{number}">
-<h3>{escape(still.layout.title.text)}</h3>
-<div class="plot" id="d{number}" role="img" aria-label="{text}" style="height:{height}px"></div>
+<h{level}>{escape(still.layout.title.text)}</h{level}>
+<div class="plot" id="d{number}" role="img" aria-label="{text}" style="--height:{height}px"></div>
 {controls}
 <figcaption>{text}</figcaption>
-{_table(figure)}
+{_table(figure) if table else ""}
 <script type="application/json" class="figure" data-number="{number}">{_safe(data)}</script>
 </figure>"""
 
@@ -234,7 +241,8 @@ def _pairs(values: Any, name: str) -> str:
     return f"<table>{head}<tbody>{rows}</tbody></table>"
 
 
-def _scores(runs: list[History]) -> str:
+def scores_html(runs: list[History]) -> str:
+    """A paragraph with the scores of a single run at its end; empty for a race, whose figures have them."""
     if len(runs) > 1 or not runs[0].scores:
         return ""
     metric = runs[0].settings.get("metric", "")
@@ -252,7 +260,7 @@ body { font: 17px/1.55 "Open Sans", "DejaVu Sans", Arial, sans-serif; color: #22
 h1 { font-size: 2rem; line-height: 1.2; }
 h2 { margin-top: 3rem; border-top: 2px solid #222; padding-top: 1rem; }
 h3 { font-size: 1.15rem; margin-bottom: .2rem; }
-figure { margin: 2rem 0; } figcaption { max-width: 75ch; }
+figure { margin: 2rem 0; } .plot { height: var(--height); } figcaption { max-width: 75ch; }
 a { color: #0058a3; } :focus-visible { outline: 3px solid #D55E00; outline-offset: 2px; }
 .controls { display: flex; flex-wrap: wrap; gap: .8rem; align-items: center; margin: .3rem 0 .8rem; }
 .controls input { flex: 1 1 20rem; accent-color: #D55E00; }
@@ -272,6 +280,7 @@ for (const source of document.querySelectorAll("script.figure")) {
   const plot = document.getElementById("d" + n), layout = content.plot.layout;
   layout.title.text = "";  // the heading above the plot says it
   layout.margin.t = layout.title.subtitle && layout.title.subtitle.text ? 70 : 46;
+  if (plot.closest(".slide")) delete layout.height;  // the screen says it
   Plotly.newPlot(plot, content.plot.data, layout, {responsive: true, displaylogo: false});
   const axis = document.getElementById("a" + n);
   if (axis) axis.addEventListener("change", () => Plotly.update(plot, ...content.axes[axis.selectedIndex]));
