@@ -82,7 +82,7 @@ class Round:
         return (
             f"round {self.index}: loss {self.loss_before:.4f} -> {self.loss_after:.4f}, "
             f"probe {self.probe_before:.4f} -> {self.probe_after:.4f}, "
-            f"{len(self.modules)} modules, {self.seconds:.2f} s"
+            f"{len(self.modules)} module{'s' if len(self.modules) != 1 else ''}, {self.seconds:.2f} s"
         )
 
 

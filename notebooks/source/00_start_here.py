@@ -1,0 +1,318 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# *Where am I, does everything work here, and what will I learn?*
+#
+# This course is about fine-tuning a neural network in small steps that can be looked at. **LoRA** adds to a
+# weight matrix a product of two thin matrices, BA, and trains that product alone. **XGBLoRA** does it in
+# **rounds**, as gradient boosting does with trees: train a very thin product, a **booster**, add it to the
+# weights, begin the next. The course shows what one round does, when boosting wins, and when LoRA does.
+#
+# **You will be able to**
+#
+# 1. say what machine this notebook runs on, and choose the size of the runs that fits it;
+# 2. tell whether the lab works here, from the first training step to the last figure;
+# 3. find the notebook that answers your question;
+# 4. use parameters, exercises and checks, start over, and find help.
+#
+# **Time.** About 10 minutes, one of them for computing.
+#
+# **You need.** A little Python. To run a cell, click into it and press Shift and Enter together.
+#
+# Run the cells from top to bottom. A cell that works has a number in front of it; the next one can
+# begin then.
+
+# %% tags=["parameters"]
+profile: str = "laptop"  # "ci" (seconds), "laptop" (half a minute) or "classroom" (more rounds)
+seed: int = 0  # decides what is drawn at random
+
+# %%
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import ipywidgets
+import pandas as pd
+import psutil
+import torch
+from IPython.display import Markdown, display
+
+import xgblora_lab
+from xgblora_lab import Bench, Ensemble, Spectrum, XGBLoRA, check, figures, load, matrix, notebooks
+from xgblora_lab.gallery import lesson
+from xgblora_lab.parameters import parameters_of
+
+#            size, rounds, κ of the matrix | rounds, κ of the transformer
+profiles = {
+    "ci": ((12, 4, 30), (2, 2)),
+    "laptop": ((24, 6, 80), (3, 5)),
+    "classroom": ((32, 12, 100), (6, 10)),
+}
+if profile not in profiles:
+    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
+(size, rounds, kappa), (deep_rounds, deep_kappa) = profiles[profile]
+
+
+def say(text: str) -> None:
+    """A sentence whose facts come from this machine or this run."""
+    display(Markdown(f"> {text}"))
+
+
+# %% [markdown]
+# ## 1 · Where am I?
+#
+# The next cell asks the machine. Nothing is sent anywhere.
+
+
+# %%
+def place() -> str:
+    """Who runs this notebook, as far as the environment tells."""
+    if "google.colab" in sys.modules:
+        return "Google Colab"
+    signs = {
+        "BINDER_SERVICE_HOST": "Binder",
+        "BINDER_REQUEST": "Binder",
+        "KAGGLE_KERNEL_RUN_TYPE": "Kaggle",
+        "JUPYTERHUB_USER": "a JupyterHub",
+        "VSCODE_PID": "VS Code on your own machine",
+    }
+    return next((name for key, name in signs.items() if key in os.environ), "Jupyter on your own machine")
+
+
+def memory() -> float:
+    """Bytes that this process may use: the machine's, or the container's limit where that is less."""
+    total = psutil.virtual_memory().total
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such limit here
+            continue
+    return total
+
+
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+here = {
+    "place": place(),
+    "system": f"{platform.system()} on {platform.machine()}",
+    "Python": platform.python_version(),
+    "xgblora_lab": xgblora_lab.__version__,
+    "PyTorch": torch.__version__,
+    "GPU": gpu,
+    "processors": f"{os.cpu_count()}; PyTorch uses {torch.get_num_threads()}",
+    "memory": f"{memory() / 2**30:.1f} GiB, {psutil.virtual_memory().available / 2**30:.1f} GiB free",
+} | {name: metadata.version(name) for name in ("transformers", "accelerate", "peft", "plotly")}
+display(pd.Series(here, name="here").to_frame())
+
+if memory() < 2 * 2**30:
+    suited = "ci"
+elif gpu == "none":
+    suited = "laptop"
+else:
+    suited = "classroom"
+say(
+    f'This is **{here["place"]}**. The profile that suits it: `"{suited}"`. '
+    + {
+        "ci": "There is little memory here, so keep the runs small.",
+        "laptop": "No GPU is needed: all notebooks run on the processor at this size.",
+        "classroom": "There is a GPU, so that larger runs are quick.",
+    }[suited]
+)
+
+# %% [markdown]
+# ## 2 · Does everything work?
+#
+# A self-test, in the order in which the course needs things. Every part either says what it found or stops
+# with a sentence.
+#
+# First training: a small matrix is to be found, round by round. It starts at zero. Each booster has
+# rank 1, so that after *t* rounds the update has rank *t*.
+
+# %%
+started = time.perf_counter()
+model, task = matrix("1/i", d=size, k=size, seed=seed)
+bench = Bench(
+    model,
+    task,
+    XGBLoRA(lr=0.05, steps_per_round=kappa),
+    steps=rounds * kappa,
+    batch_size=1,
+    hooks=[Spectrum()],
+)
+for record in bench.rounds():
+    print(record)
+
+losses = [record.probe_before for record in bench.history] + [bench.history[-1].probe_after]
+assert losses[-1] < 0.5 * losses[0], "Training got nowhere. Restart the kernel and run all cells again."
+say(f"The loss fell from {losses[0]:.3f} to {losses[-1]:.3f} in {rounds} rounds of {kappa} steps.")
+
+# %% [markdown]
+# Going back, and keeping things. The weights after two rounds are remembered exactly, and a saved ensemble
+# is the same when it is loaded.
+
+# %%
+update = bench.update("matrix")
+bench.rewind(2)
+assert torch.equal(bench.update("matrix"), bench.ensemble.update("matrix", 2))
+for _ in bench.rounds():  # the same rounds again
+    pass
+assert torch.equal(bench.update("matrix"), update), "Training is not repeatable here."
+
+with tempfile.TemporaryDirectory() as scratch:  # gone at the end of this cell
+    bench.ensemble.save(Path(scratch) / "ensemble")
+    loaded = Ensemble.load(Path(scratch) / "ensemble")
+assert torch.equal(loaded.update("matrix"), update), "What was saved is not what was loaded."
+say("Gone back, trained again to the same bits, saved and loaded: the same update each time.")
+
+# %% [markdown]
+# A figure. Drag the slider below it: it goes through the rounds, and needs no kernel for that. Below the
+# figure stands what it shows, in words.
+
+# %%
+figures.spectrum(bench.history, "matrix")
+
+# %% [markdown]
+# Some notebooks also have live pieces with buttons. **Do you see a slider below, and does the number follow
+# it?** If not, all notebooks still work: each live piece has a plain figure beside it.
+
+# %%
+slider = ipywidgets.IntSlider(3, 0, 10, description="move me")
+shown = ipywidgets.Label("3")
+ipywidgets.jslink((slider, "value"), (shown, "value"))
+ipywidgets.HBox([slider, shown])
+
+# %% [markdown]
+# Last, a real model: a small language model that comes with the package, and sentences from the documentation
+# of this very Python. Nothing is downloaded.
+
+# %%
+language_model, text = load("lab", "pydocs", limit=200, max_length=32)
+method = XGBLoRA(lr=0.01, steps_per_round=deep_kappa)
+with Bench(
+    language_model, text, method, steps=deep_rounds * deep_kappa, batch_size=8, seed=seed, probe_size=8
+) as deep:
+    deep.run(progress=False)
+    parameters = sum(p.numel() for p in language_model.parameters())
+    trained = deep.history[-1].peak_parameters
+    step_seconds = sum(r.seconds for r in deep.history) / deep.trained_steps
+    device = deep.accelerator.device.type
+say(
+    f"{deep_rounds} rounds on a model of {parameters:,} parameters, {trained:,} of them trained at one "
+    f"moment ({trained / parameters:.1%}, the classifier's own included), on the {device.upper()}; "
+    f"{step_seconds:.2f} s a step, measuring included."
+)
+say(f"**Everything works here.** The self-test took {time.perf_counter() - started:.0f} seconds.")
+
+# %% [markdown]
+# ## 3 · What will I learn?
+#
+# The table is read from the notebooks themselves. In JupyterLab its titles are links.
+
+# %%
+rows = ["| notebook | the question | time | you need |", "| --- | --- | --- | --- |"]
+for path in notebooks.shipped():
+    notebook = notebooks.read(path)
+    about = lesson(notebook)
+    head = next(c.source for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# "))
+    need = re.search(r"\*\*You need\.\*\* (.+?)(?:\n\s*\n|$)", head, flags=re.DOTALL)
+    title = f"{path.stem[:2]} · {about.title}"
+    link = title if "google.colab" in sys.modules else f"[{title}]({path.name})"
+    cells = [link, about.question, about.time, " ".join(need[1].split()) if need else ""]
+    rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+display(Markdown("\n".join(rows)))
+
+# %% [markdown]
+# Where to begin?
+#
+# - **The idea, with nothing in the way:** 01. All later notebooks need its words.
+# - **A transformer:** 02, then 03.
+# - **Your own question:** read the second column.
+
+# %% [markdown]
+# ## 4 · How a notebook is used
+#
+# **A guess first.** Sections ask a question before they answer it. Write down a guess, on paper or in a
+# cell of your own. A wrong guess is where the learning is.
+#
+# **Parameters.** Near the top of each notebook is a cell of parameters, each with a comment that says
+# what it does. All notebooks have `profile`, the size of the runs. Change a value, then run all cells
+# again: everything else follows from it. On the command line, `xgblora-lab run 1 -p seed=3` does the
+# same without opening the notebook.
+
+# %%
+for path in notebooks.shipped():
+    print(f"{path.stem:24}", ", ".join(parameters_of(path)))
+
+# %% [markdown]
+# **Exercises.** An exercise is a cell with `None` where your answer belongs, and below it a cell that
+# checks the answer, shown folded. Replace `None`, run the cell, run the next one. A check does not give
+# the answer away, and never stops the notebook.
+#
+# Here is what it has to say. The exercise would be: *what is the rank of the update after all rounds?*
+
+# %%
+for answer in (None, "many", 1, rounds):
+    verdict = check.number(
+        "0.1", answer, rounds, unit="directions", hints={1: "That is one booster. How many were added?"},
+        because="Each of them added a direction.",
+    )  # fmt: skip
+    print(f"{answer!s:>4}:  {verdict}")
+
+# %% [markdown]
+# **Starting over.** A notebook makes everything anew from its parameters, so that you can run all cells
+# as often as you like. In Jupyter: *Kernel*, then *Restart Kernel and Run All Cells*. What it writes goes
+# to temporary folders, unless it says otherwise. To get an exercise's blank back, take a fresh copy of the
+# notebook.
+#
+# A model is never spoilt either. Closing a bench puts it back to where it began, bit for bit. Closing
+# twice does no harm.
+
+# %%
+bench.close()
+bench.close()
+assert not model.matrix.weight.any()  # it began at zero
+say("The matrix is all zeros again, as it was at the start.")
+
+# %% [markdown]
+# **Help.** Put a question mark behind a name, such as `XGBLoRA?`, and run the cell: it says what every option
+# means. On the command line `xgblora-lab --help` does the same for the commands. The next cell says where the
+# project lives; its README has the library in twenty lines, and errors can be reported there.
+
+# %%
+print("\n".join(metadata.metadata("xgblora_lab").get_all("Project-URL") or ["no address known"]))
+print("the notebooks lie in:", notebooks.folder().name)
+
+# %% [markdown]
+# ## What to take away
+#
+# - Section 1 says which `profile` suits this machine. Put it into the parameters of the other notebooks.
+# - If every cell above ran, the lab works here.
+# - Guess, run, compare. Then do the exercises.
+#
+# **Try it.** In the parameters above, choose another `seed` and run all cells. Does the loss end at the
+# same value? Then go on with notebook 01.
+#
+# ## References
+#
+# - E. J. Hu and others. *LoRA: Low-Rank Adaptation of Large Language Models.*
+#   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)
+# - Y. Zhang and others. *Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of
+#   LLMs.* [arXiv 2410.19694](https://arxiv.org/abs/2410.19694)
+# - T. Chen, C. Guestrin. *XGBoost: A Scalable Tree Boosting System.*
+#   [arXiv 1603.02754](https://arxiv.org/abs/1603.02754)
