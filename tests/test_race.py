@@ -16,6 +16,7 @@ from toy import ToyTask, equal, snapshot
 
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
 from xgblora_lab.race import GRID, Race, interval, race, spread
+from xgblora_lab.tasks import load_task
 
 METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
 
@@ -173,3 +174,16 @@ def test_spreads_in_words():
 def test_histories_travel_between_processes():
     history = run(methods=["lora:r=1"], seeds=1, lrs=[1e-2]).histories[0]
     assert pickle.loads(pickle.dumps(history)).to_dict() == history.to_dict()
+
+
+def test_a_task_without_a_test_split_is_scored_on_dev_alone():
+    rows = {"text": [f"{i} is {'even' if i % 2 == 0 else 'odd'}" for i in range(24)], "label": [0, 1] * 12}
+    task = load_task(
+        {"train": rows, "dev": rows}, tiny.tiny_tokenizer(), kind="classification", max_length=16
+    )
+    model = tiny.tiny_llama(num_labels=2)
+    table = run(model=model, task=task, methods=["lora:r=1", "full"], seeds=1, lrs=[1e-2]).table
+    assert "dev accuracy" in table.columns
+    assert "test accuracy" not in table.columns
+    with pytest.raises(ValueError, match="has no test split"):
+        task.evaluate(model, "test")

@@ -269,7 +269,8 @@ def test_unknown_dev_label_and_missing_test_split() -> None:
         load_task({"train": train, "dev": {"words": ["z"], "label": ["a"]}}, TOKENIZER)
     task = load_task({"train": train, "dev": train}, TOKENIZER)
     with pytest.raises(ValueError, match=r"has no test split .* it has train, dev"):
-        task.size("test")
+        task.batch("test", [0])
+    assert task.size("test") == 0
 
 
 # ---------------------------------------------------------------- files

@@ -45,7 +45,7 @@ class Task(Protocol):
         """Of the metric."""
 
     def size(self, split: str = "train") -> int:
-        """Number of examples."""
+        """Number of examples; 0 where the data has no such split."""
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """Those examples on the CPU, padded; depends on nothing but the arguments."""
@@ -100,7 +100,7 @@ class TextTask:
         return self.metric in GREATER_IS_BETTER
 
     def size(self, split: str = "train") -> int:
-        return len(self._rows(split))
+        return len(self.splits.get(split, ()))
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """input_ids and attention_mask (N, S), padded on the right; labels (N,) or (N, S)."""

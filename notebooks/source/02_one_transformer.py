@@ -13,10 +13,12 @@
 # %% [markdown]
 # # One transformer, round by round
 #
-# The last notebook had one matrix. This one has a small language model with many, and the question is: what
-# happens in a round?
+# *What happens in a round?*
 #
-# You will learn to
+# The last notebook had one matrix. This one has a small language model with many. Each of them could get a
+# booster, and nobody says which one should.
+#
+# **You will be able to**
 #
 # 1. step through the rounds of XGBLoRA and read their records;
 # 2. look at what the rounds have built: its spectrum, its rank, its distance from the truth;
@@ -25,23 +27,24 @@
 # 5. hand the result to PEFT and `transformers`, and merge without losing it;
 # 6. compare with LoRA under one budget, and tune a classifier on real text.
 #
-# Time: about 40 minutes to read, a few minutes to compute. You need notebook 01: what a **booster**, a
-# **round** and the **accumulated update** are.
+# **Time.** About 75 minutes, a few of them for computing.
 #
-# As before, a question comes before each answer. **Write down your guess, then run the cell.**
+# **You need.** Notebook 01: what a **booster**, a **round** and the **accumulated update** are.
+#
+# As before, a question comes before each answer. **Write down your guess, then run the cell.** Five
+# exercises check themselves: replace `None` by your answer, run the cell, run the next one.
 #
 # Two things in this notebook are written by code, from the numbers of *your* run: figures, with the lines
 # below them, and sentences behind a grey bar.
 
 # %% tags=["parameters"]
-profile: str = "laptop"  # "ci" (half a minute or so), "laptop" (a few minutes) or "classroom" (longer runs)
+profile: str = "laptop"  # "ci" (short), "laptop" (a few minutes) or "classroom" (longer runs)
 seed: int = 0  # of the planted update, the boosters, the choice of modules and the order of the data
 hidden: str = "layers.3.self_attn.o_proj"  # the module in which the update is planted
 strength: float = 2.0  # size of the planted update, relative to the weight that it changes
 progress: bool = True  # show progress bars
 
 # %%
-import random
 import tempfile
 import warnings
 from pathlib import Path
@@ -59,6 +62,7 @@ from xgblora_lab import (
     LoRA,
     Spectrum,
     XGBLoRA,
+    check,
     figures,
     load,
     load_model,
@@ -73,7 +77,7 @@ logging.disable_progress_bar()  # of loading and saving, which take no time here
 
 #            planted: rounds, steps_per_round, length | merges | learning rates | pydocs: rounds, rows, length
 profiles = {
-    "ci": ((6, 8, 8), 48, (0.03,), (4, 6, 320, 24)),
+    "ci": ((6, 5, 8), 32, (0.03,), (3, 4, 200, 16)),
     "laptop": ((12, 20, 16), 64, (0.01, 0.03, 0.1), (8, 50, 3000, 32)),
     "classroom": ((32, 30, 16), 128, (0.003, 0.01, 0.03, 0.1), (16, 75, 3000, 64)),
 }
@@ -267,6 +271,39 @@ figures.ranks(bench.history)
 # late boosters are small.
 
 # %% [markdown]
+# ### Exercise 5.1 · The bound, from the records
+#
+# A record knows which modules its round trained: `record.modules` holds their names. Write the function:
+# the highest rank that the accumulated update of a module can have after all the rounds of a history.
+
+
+# %% tags=["exercise"]
+def highest_rank(history, name: str) -> int:
+    """Upper bound of the rank of this module's accumulated update; every booster has rank 1."""
+    # solution: return None  # your answer
+    return sum(name in record.modules for record in history)
+    # end
+
+
+# %% tags=["check"]
+check.function(
+    "5.1", highest_rank,
+    [((bench.history, name), bench.ensemble.times_chosen(name)) for name in bench.modules],
+    hints=[
+        (lambda h, n: len(h), "That would be so if every round had drawn this module. Has it?"),
+        (lambda h, n: n in h[-1].modules, "That is the last round alone. The update adds up all of them."),
+        (lambda h, n: sum(len(r.modules) for r in h), "That counts the boosters of all modules together."),
+    ],
+    because="Ranks add up at most, and a round adds a booster only to the modules it has drawn.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# One for every round that drew the module. It is an upper bound: two boosters that point the same way would
+# give one direction only. Trained from random factors they never do so exactly, so the numerical rank
+# usually is the bound. A frequent wrong answer is the number of rounds. That would be LoRA's way of
+# counting, where every module is trained all the time.
+
+# %% [markdown]
 # ## 6 · How far is the truth?
 #
 # A good part of the divergence is gone. Surely the accumulated update has come close to the planted one?
@@ -318,6 +355,38 @@ say(
 # On its real inputs the update has come closer than the weights tell. Keep this in mind for all of
 # fine-tuning: two updates can do much the same and look quite different. And the rest of the gain? The next
 # section has a suspicion.
+
+# %% [markdown]
+# ### Exercise 6.1 · What no loss can see
+#
+# Add one more matrix *E* to the accumulated update of the planted module. Every row of *E* is orthogonal to
+# every input that the module ever gets. Which distance from the planted update changes?
+#
+# - (a) The distance of the weights.
+# - (b) The distance on the inputs.
+# - (c) Both.
+
+# %% tags=["exercise"]
+# solution: what_changes = None  # your answer: "a", "b" or "c"
+what_changes = "a"
+# end
+
+# %% tags=["check"]
+check.choice(
+    "6.1", what_changes, "a",
+    {"a": "the distance of the weights", "b": "the distance on the inputs", "c": "both"},
+    hints={
+        "b": "What does E do to an input that is orthogonal to all of its rows?",
+        "c": "One of the two looks at ΔW only after multiplying it with inputs. What is E x for those?",
+    },
+    because="E x = 0 for every input x, so the answers stay the same, but the entries of the weight do not.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# *E x* = 0 for every input, so the outputs stay as they were, and with them the loss and its gradient.
+# Training can neither find *E* nor remove it. On real inputs it is a matter of degree: along directions that
+# carry little of their energy, an error costs little. The sentence above counts the directions that carry
+# most of it.
 
 # %% [markdown]
 # ## 7 · Who earned it?
@@ -378,6 +447,53 @@ print("the same rounds again: the same losses, and weights equal bit for bit")
 # alone.
 
 # %% [markdown]
+# ### Exercise 8.1 · Replay
+#
+# Write the replay yourself. You get the base weight, a list with one entry per round, and a number *t*. An
+# entry is the booster `(B, A)` of that round, or nothing (`None`) if the round did not draw the module.
+# Return the weight as it was after *t* rounds, and leave the base as it is.
+
+# %%
+base_weight = bench.weights.base(planted)
+boosters = [bench.ensemble[t].get(planted) for t in range(rounds)]
+print("booster in round:", ["none" if pair is None else "B A" for pair in boosters])
+
+
+# %% tags=["exercise"]
+def replay(base: torch.Tensor, boosters: list, t: int) -> torch.Tensor:
+    """The weight (d, k) after the first t rounds."""
+    # solution: return None  # your answer
+    weight = base.clone()
+    for pair in boosters[:t]:
+        if pair is not None:
+            B, A = pair
+            weight += B @ A
+    return weight
+    # end
+
+
+# %% tags=["check"]
+check.function(
+    "8.1", replay,
+    [((base_weight, boosters, t), base_weight + bench.update(planted, upto=t)) for t in (rounds, back, 0)],
+    tolerance=1e-5,
+    hints=[
+        (lambda W, pairs, t: W, "That is the base. What do the first t rounds add to it?"),
+        (lambda W, pairs, t: sum((B @ A for B, A in filter(None, pairs[:t])), 0 * W),
+         "That is the accumulated update. To what is it added?"),
+        (lambda W, pairs, t: sum((B @ A for B, A in filter(None, pairs)), W), "Only the first t rounds."),
+        (lambda W, pairs, t: sum((B @ A for B, A in filter(None, pairs[: t + 1])), W),
+         "That is one round too many: after t rounds, rounds 0 to t − 1 have been merged."),
+    ],
+    because="Base plus the boosters of the first t rounds, in their order.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# This is what `bench.rewind` does for every module. Two traps lie in it. `weight = base` without a copy adds
+# the boosters to the base itself, and the next replay starts from a wrong one. And the order matters if the
+# result is to be the same bit for bit, because floating-point sums are rounded at every step.
+
+# %% [markdown]
 # ## 9 · Leaving one out
 #
 # **Question.** Take the boosters of a single round out of the finished ensemble. Will the loss rise by what
@@ -399,8 +515,38 @@ say(f"Round {most} would be missed most ({rise[most]:+.4f}), round {least} least
 # The two columns of gains differ. When a booster was fitted, it stood on those before it. Those after it
 # were fitted to stand on it. Boosters of a sum are not independent, and a negative number in the last
 # column marks a booster that later ones have made useless or worse.
+
+# %% [markdown]
+# ### Exercise 9.1 · What adds up
 #
-# `bench.drop(t)` does it for good. Drop the one that is missed least.
+# One of the two columns of gains adds up to something simple. Give the sum of the column *gain when trained*,
+# from the loss on the probe at two moments only.
+
+# %% tags=["exercise"]
+# solution: sum_of_gains = None  # your answer: computed from bench.history[0] and bench.history[-1]
+sum_of_gains = bench.history[0].probe_before - bench.history[-1].probe_after
+# end
+
+# %% tags=["check"]
+check.number(
+    "9.1", sum_of_gains, loo["gain when trained"].sum(), unit="nats a token",
+    hints=[
+        (bench.history[0].probe_before - bench.history[0].probe_after, "That is the first round alone."),
+        (bench.history[-1].probe_before - bench.history[-1].probe_after, "That is the last round alone."),
+        (bench.history[-1].probe_after - bench.history[0].probe_before, "A gain is a fall of the loss."),
+        (loo["rise of the loss"].sum(), "That is the other column. Does it add up to anything you know?"),
+    ],
+    because="A round begins at the loss where the last one ended, so all that is between cancels.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# Gains when trained share out the whole fall of the loss among the rounds: each round begins where the last
+# one ended. Rises do not add up to it. Two boosters that do the same thing twice are both missed little when
+# the other one stays, and much when both go. Boosted trees have the same trouble with the importance of
+# features that resemble each other.
+
+# %% [markdown]
+# `bench.drop(t)` takes a round out for good. Drop the one that is missed least.
 
 # %%
 bench.drop(least)
@@ -550,6 +696,39 @@ many.close()
 # and a half-precision weight is always the base plus *all* of them, rounded once.
 
 # %% [markdown]
+# ### Exercise 11.1 · What keeping costs
+#
+# The ensemble keeps every booster. How many rank-1 boosters on the planted module hold as many numbers as its
+# weight?
+
+# %%
+d, k = module.weight.shape
+print(f"{planted}: {d} rows, {k} columns")
+
+# %% tags=["exercise"]
+# solution: as_many = None  # your answer: a number, computed from d and k
+as_many = d * k / (d + k)
+# end
+
+# %% tags=["check"]
+check.number(
+    "11.1", as_many, module.weight.numel() / sum(factor.numel() for factor in fresh.parameters()),
+    unit="boosters",
+    hints=[
+        (min(d, k), "With so many boosters every rank is possible. But how many numbers are they?"),
+        (d, "A booster has two factors, a column B and a row A."),
+        (d * k, "That is how many numbers the weight has. How many does one booster have?"),
+        (d + k, "That is one booster. How many of them fit into the weight?"),
+    ],
+    because="The weight has d · k numbers, a booster d + k.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# For a square weight this is half the number of its rows, *before* the boosters could fill all directions.
+# From there on the ensemble is larger than the update it stands for. It still knows something that the sum
+# has forgotten: which round added what.
+
+# %% [markdown]
 # ## 12 · LoRA beside it
 #
 # LoRA trains its pairs on all four modules from the first step to the last. Same steps, same batches in the
@@ -605,8 +784,6 @@ if edges:
 
 # %%
 reader, docs = load("lab", "pydocs", max_length=doc_length, limit=doc_rows)
-# the passages come sorted by area; what is measured on the first few should not be of one area only
-random.Random(seed).shuffle(docs.splits["dev"])
 
 example = docs.splits["train"][0]
 print(
@@ -640,7 +817,7 @@ def features(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(hidden_states), torch.cat(labels)
 
 
-checked = min(docs.size("dev"), 100 if profile == "ci" else 10_000)
+checked = min(docs.size("dev"), 64 if profile == "ci" else 10_000)
 X, y = features("train", docs.size("train"))
 X_dev, y_dev = features("dev", checked)
 X, X_dev = (X - X.mean(0)) / X.std(0), (X_dev - X.mean(0)) / X.std(0)
@@ -739,6 +916,17 @@ say(
 # **Try it.** Set `strength` to 0.5: what happens to section 6? Give every round all four modules
 # (`modules_per_round=4`): does the planted module get a larger share in section 7? In section 11 raise the
 # learning rate tenfold: is bfloat16 still in trouble, and why less?
+#
+# ## References
+#
+# - Y. Zhang and others. *Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of
+#   LLMs.* [arXiv 2410.19694](https://arxiv.org/abs/2410.19694)
+# - E. J. Hu and others. *LoRA: Low-Rank Adaptation of Large Language Models.*
+#   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)
+# - J. H. Friedman. *Greedy function approximation: a gradient boosting machine.* Annals of Statistics 29,
+#   2001. Where staged predictions and the gain of a feature come from.
+# - C. Eckart, G. Young. *The approximation of one matrix by another of lower rank.* Psychometrika 1, 1936.
+# - O. Roy, M. Vetterli. *The effective rank: a measure of effective dimensionality.* EUSIPCO 2007.
 #
 # The last cell checks what the text says about your run.
 

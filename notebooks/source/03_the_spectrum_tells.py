@@ -13,9 +13,12 @@
 # %% [markdown]
 # # The spectrum tells
 #
-# What does the accumulated update look like, and where does it agree with full fine-tuning?
+# *What does the accumulated update look like, and where does it agree with full fine-tuning?*
 #
-# You will learn to
+# Two runs can have the same loss and different weights. So look at the update itself: how strong its
+# directions are, how many there are, and where they point.
+#
+# **You will be able to**
 #
 # 1. read the spectrum of an update, round by round, against a spectrum that is known;
 # 2. tell three kinds of rank apart, and say which one is bounded;
@@ -23,14 +26,16 @@
 # 4. measure whether two updates point the same way, and how many of their directions do;
 # 5. say when boosting ends lower than LoRA of rank *r*, and when it does not.
 #
-# Time: about 35 minutes to read, a few minutes to compute. You need notebook 02: **booster**, **round**,
-# **accumulated update**.
+# **Time.** About 65 minutes, a few of them for computing.
 #
-# A question comes before each answer. **Write down your guess, then run the cell.** Figures, the lines
-# below them, and sentences behind a grey bar are written by code, from the numbers of *your* run.
+# **You need.** Notebook 02: **booster**, **round**, **accumulated update**.
+#
+# A question comes before each answer. **Write down your guess, then run the cell.** Five exercises check
+# themselves: replace `None` by your answer, run the cell, run the next one. Figures, the lines below them,
+# and sentences behind a grey bar are written by code, from the numbers of *your* run.
 
 # %% tags=["parameters"]
-profile: str = "laptop"  # "ci" (about a minute), "laptop" (some minutes) or "classroom" (longer)
+profile: str = "laptop"  # "ci" (short), "laptop" (some minutes) or "classroom" (longer)
 seed: int = 0  # of the planted update, the boosters, the choice of modules and the order of the data
 rank: int = 4  # of the planted update, and of the LoRA that boosting is compared with
 progress: bool = False  # show progress bars
@@ -41,19 +46,32 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import Markdown, display
 
-from xgblora_lab import Bench, Full, Gain, LoRA, Spectrum, XGBLoRA, figures, load, matrix, race, spectra
+from xgblora_lab import (
+    Bench,
+    Full,
+    Gain,
+    LoRA,
+    Spectrum,
+    XGBLoRA,
+    check,
+    figures,
+    load,
+    matrix,
+    race,
+    spectra,
+)
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 
 #            rounds, κ | learning rates of boosting and LoRA | of full fine-tuning
 runs = {
-    "ci": (4, 40, (0.03,), (0.003,)),
+    "ci": (4, 25, (0.03,), (0.003,)),
     "laptop": (8, 50, (0.003, 0.01, 0.03, 0.1), (0.0003, 0.001, 0.003, 0.01)),
     "classroom": (16, 60, (0.003, 0.01, 0.03, 0.1), (0.0003, 0.001, 0.003, 0.01)),
 }
 #            the map: steepness | budgets | learning rates | seeds
 maps = {
-    "ci": ((0, 1, 2), (20, 50, 140), (0.03, 0.1, 0.3), 1),
+    "ci": ((0, 2), (20, 140), (0.03, 0.1, 0.3), 1),
     "laptop": ((0, 0.5, 1, 2), (20, 60, 180, 540), (0.01, 0.03, 0.1, 0.3, 1.0), 1),
     "classroom": ((0, 0.5, 1, 1.5, 2), (20, 60, 180, 540, 1620), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 3),
 }
@@ -185,6 +203,36 @@ say(
 # With more rounds the numerical rank grows past the rank of what was planted. No round knows when to stop.
 
 # %% [markdown]
+# ### Exercise 3.1 · Stable rank
+#
+# Write the function: the stable rank of a spectrum. For an update of zeros it is 0.
+
+
+# %% tags=["exercise"]
+def stable_rank(s: torch.Tensor) -> float:
+    """Σσ² / σ₁² of the singular values s, which descend; 0 where all of them are 0."""
+    # solution: return None  # your answer
+    return float(s.square().sum() / s[0].square()) if s[0] > 0 else 0.0
+    # end
+
+
+# %% tags=["check"]
+check.function(
+    "3.1", stable_rank, [((s,), spectra.stable_rank(s)) for s in (goal, torch.ones(7), torch.zeros(3))],
+    hints=[
+        (lambda s: s.sum() / s[0] if s[0] else 0.0, "Energy is made of squares. Of what is your sum?"),
+        (lambda s: s.square().sum(), "That is the energy. In which unit is it counted?"),
+        (spectra.effective_rank, "That is the effective rank: an entropy, not an energy."),
+    ],
+    because="Seven equal values have stable rank 7. A spectrum that falls off has less than its rank.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# The energy, counted in units of the first direction. It is never larger than the numerical rank, and it
+# hardly notices small singular values: a tenth of the first one adds a hundredth. The effective rank notices
+# them more, because it weighs σ and not σ².
+
+# %% [markdown]
 # ## 4 · Who earned it?
 #
 # **Question.** Three modules, three planted updates of the same relative size. Do they gain the same? Does
@@ -225,9 +273,45 @@ say(
 # one. Each set spans a subspace. **Alignment** is the mean squared cosine between the two: 1 if they are
 # the same, 0 if they are orthogonal.
 #
-# In a space of *d* dimensions, two random subspaces of *k* dimensions have alignment *k/d*. That is the
-# number to beat.
+# In a space of *d* dimensions, two random subspaces of *k* dimensions have alignment *k/d*, on average. That
+# is the number to beat.
+
+# %% [markdown]
+# ### Exercise 5.1 · The number to beat
 #
+# An update has directions on both sides: left singular vectors with as many entries as the weight has rows,
+# right ones with as many as it has columns. The figure below shows the mean of the two alignments. What
+# would it be for a random update of rank `rank`?
+
+# %%
+d, k = model.get_submodule(name).weight.shape
+print(f"{name}: {d} rows, {k} columns; rank {rank}")
+
+# %% tags=["exercise"]
+# solution: by_chance = None  # your answer: a number, computed from d, k and rank
+by_chance = (rank / d + rank / k) / 2
+# end
+
+# %% tags=["check"]
+check.number(
+    "5.1", by_chance, sum(rank / n for n in model.get_submodule(name).weight.shape) / 2,
+    unit="mean squared cosine",
+    hints=[
+        (rank / d + rank / k, "That is the sum of the two sides. Take their mean."),
+        ((1 / d + 1 / k) / 2, "That is for a single direction. There are as many as `rank` on each side."),
+        (rank / d, "That is the left side alone. What about the right one?"),
+        (rank / k, "That is the right side alone. What about the left one?"),
+        (rank * rank / (d * k), "The two sides are averaged, not multiplied."),
+    ],
+    because="Each side gives the rank over its dimensions. Small, but not zero.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# A fixed direction has squared cosines with the *d* vectors of a basis that add up to 1. So a random
+# subspace of *k* of *d* dimensions holds *k/d* of it on average. The larger the weight, the less can chance
+# do. A measured alignment means nothing without this number beside it.
+
+# %% [markdown]
 # **Question.** The loss has fallen by the factor you saw. How far has the alignment come, and how much of
 # the distance ‖ΔW − ΔW\*‖ is gone?
 
@@ -249,6 +333,40 @@ say(
 # sees a weight through its inputs only.
 
 # %% [markdown]
+# ### Exercise 5.2 · The right spectrum
+#
+# Take the planted update and turn it: multiply *B* with a random rotation from the left. All singular values
+# stay as they are. How far is the result from the planted update, relative to its length? (No update at all
+# has distance 1.) A guess within a few per cent is enough.
+
+# %% tags=["exercise"]
+# solution: how_far = None  # your answer: a number
+how_far = 2**0.5
+# end
+
+# %% tags=["check"]
+check.number(
+    "5.2", how_far,
+    spectra.distance(
+        (torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed)))[0]
+         @ task.truth[name][0], task.truth[name][1]),
+        task.truth[name],
+    ),
+    tolerance=0.08, unit="relative distance",
+    hints={
+        0: "The singular values agree. Do the entries?",
+        1: "That is the distance of no update. Here there is one, as long as the planted one.",
+        2: "So far it would be if it pointed the opposite way. Random directions are nearly orthogonal.",
+    },
+    because="Two updates of length 1, orthogonal to each other but for chance: Pythagoras says √2.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# In many dimensions random directions are nearly orthogonal. Two sides of length 1 at a right angle are √2
+# apart. So an update with a perfect spectrum can be *farther* from the truth than no update. A figure of
+# singular values would never show it.
+
+# %% [markdown]
 # ## 6 · LoRA and full fine-tuning beside it
 #
 # Two more runs with the same steps on the same batches.
@@ -256,8 +374,8 @@ say(
 # **LoRA** has the rank of the planted update. We can give it that rank only because we planted it.
 #
 # **Full fine-tuning** moves every entry. The library's `Full` trains all weights of the model, and then the
-# change may go anywhere. We want to compare what ends up in the same three weights, so `Dense` holds still
-# all the others. It gets a grid of its own, as wide but lower, because it moves every entry directly.
+# change may go anywhere. We want to compare what ends up in the same three weights, so `Dense` keeps all the
+# others as they are. It gets a grid of its own, as wide but lower, because it moves every entry directly.
 #
 # **Question.** Which of the three comes closest to the planted directions? Which one has the lowest loss?
 
@@ -273,27 +391,19 @@ class Dense(Full):
             self.parameters.pop(outside).requires_grad_(False)
 
 
-def factors(bench: Bench) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(B, A) of every module, with the accumulated update B A; of a dense one by its SVD."""
-    if bench.method.rewindable:
-        return {n: bench.ensemble.factors(n) for n in modules}
-    parts = {n: torch.linalg.svd(bench.update(n).double(), full_matrices=False) for n in modules}
-    return {n: (U * s, Vh) for n, (U, s, Vh) in parts.items()}
-
-
 lora_label = f"LoRA, rank {rank}"
 methods = {
     lora_label: tuned(LoRA, low_rank_lrs, rank=rank, **common),
     "full": tuned(Dense, full_lrs, **common),
 }
 
-histories, updates = {"XGBLoRA": boosted}, {"XGBLoRA": factors(bench)}
+histories, updates = {"XGBLoRA": boosted}, {"XGBLoRA": {n: bench.factors(n) for n in modules}}
 losses = {"XGBLoRA": last_loss}
 for label, method in methods.items():
     with Bench(model, task, method, hooks=[Spectrum()], **options) as other:
         histories[label] = other.run(progress=progress)
         histories[label].settings["label"] = label
-        updates[label] = factors(other)
+        updates[label] = {n: other.factors(n) for n in modules}
         losses[label] = other.evaluate("dev", limit=held_out)["relative"]
 updates["truth"] = task.truth
 
@@ -373,7 +483,40 @@ pd.DataFrame(spread).T.round(2)
 
 # %% [markdown]
 # The dotted line has a head and a long tail. The tail holds many directions, each of little strength.
+
+# %% [markdown]
+# ### Exercise 7.1 · The long tail
 #
+# Here are the singular values of full fine-tuning's update of that module. How many of its leading
+# directions are needed to hold 90 % of its energy, the sum of the squares?
+
+# %%
+s = spectra.singular_values(*updates["full"][name])  # descending
+print(len(s), "singular values, the first:", s[:6].numpy().round(3))
+
+# %% tags=["exercise"]
+# solution: needed = None  # your answer: a number, computed from s
+needed = int((s.square().cumsum(0) < 0.9 * s.square().sum()).sum()) + 1
+# end
+
+# %% tags=["check"]
+check.number(
+    "7.1", needed, next(n for n, part in enumerate(spectra.captured_energy(s), 1) if part >= 0.9),
+    unit="directions",
+    hints=[
+        (int((s.square().cumsum(0) < 0.9 * s.square().sum()).sum()), "With these it is still below 90 %."),
+        (int((s.cumsum(0) < 0.9 * s.sum()).sum()) + 1, "Energy is the sum of squares, not of the values."),
+        (len(s), "All of them hold 100 %."),
+    ],
+    because="Compare it with the rank of what was planted.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# `spectra.captured_energy(s)` gives the part for every number of directions. Full fine-tuning has moved every
+# entry, so nothing keeps its update from having a little of every direction. The count is a better summary
+# than the numerical rank, which is simply the size of the weight.
+
+# %% [markdown]
 # **Question.** Compare the leading *k* directions of two updates, for *k* = 1, 2, … Will boosting and full
 # fine-tuning agree better in the first direction or in the later ones? Will they agree more with each
 # other, or with the truth?
@@ -505,6 +648,34 @@ say(
 # tasks.
 
 # %% [markdown]
+# ### Exercise 8.1 · The floor of a flat spectrum
+#
+# Steepness 0 means that all `size` singular values of the target are equal. Which part of the loss can LoRA
+# of rank `rank` never take away there?
+
+# %% tags=["exercise"]
+# solution: never_gone = None  # your answer: a number between 0 and 1, computed from size and rank
+never_gone = (size - rank) / size
+# end
+
+# %% tags=["check"]
+check.number(
+    "8.1", never_gone, cells.set_index("steepness")["tail"][0].iloc[0], unit="a part of the loss",
+    hints=[
+        (rank / size, "That is the part it takes away at best. What is left?"),
+        ((1 - rank / size) ** 0.5, "The loss is made of squares already: no root is needed."),
+        ((1 - rank / size) / 2, "The factor ½ is in the loss at the start, too."),
+        (0, "That would be so at full rank."),
+    ],
+    because="Equal values, equal parts of the loss: each direction of LoRA takes one of them.",
+)  # fmt: skip
+
+# %% [markdown] tags=["solution"]
+# This is the tail of notebook 01 for equal singular values: Σσ² beyond the rank over Σσ² of all. It is the
+# highest floor that a rank can have, so here boosting has the easiest rival. For a steep spectrum compute the
+# column `tail` of `cells` and see how fast the floor sinks.
+
+# %% [markdown]
 # ## What to take away
 #
 # - Each booster adds one singular value to the update of its module.
@@ -520,6 +691,16 @@ say(
 # look at section 6 again. Put the library's `Full` in the place of `Dense`, with learning rates ten times
 # lower: what happens to the size of its singular values, and to their directions? Add boosting and LoRA to
 # `pairs`: do they agree more than either does with full fine-tuning?
+#
+# ## References
+#
+# - Y. Zhang and others. *Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of
+#   LLMs.* [arXiv 2410.19694](https://arxiv.org/abs/2410.19694)
+# - E. J. Hu and others. *LoRA: Low-Rank Adaptation of Large Language Models.*
+#   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)
+# - O. Roy, M. Vetterli. *The effective rank: a measure of effective dimensionality.* EUSIPCO 2007.
+# - Å. Björck, G. H. Golub. *Numerical methods for computing angles between linear subspaces.* Mathematics of
+#   Computation 27, 1973.
 #
 # The last cell checks what the text says about your run.
 
