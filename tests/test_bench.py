@@ -614,3 +614,22 @@ def test_a_saved_run_can_be_taken_back_to_its_start_and_go_on(tmp_path):
     assert [r.losses for r in bench.history] == curve
     with pytest.raises(FileExistsError, match="holds a run already"):
         bench_of(LoRA(rank=2), hooks=[Checkpoint(tmp_path)]).step()
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gpt2])
+def test_gradient_checkpointing_gives_the_same_rounds_in_less_memory(make):
+    def run(checkpointing: bool) -> tuple[list[float], int]:
+        model = make()
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None)  # from transformers 5.23 on
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        kept = []
+        bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=3), model)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            bench.run(progress=False)
+        return [loss for r in bench.history for loss in r.losses], sum(kept)
+
+    (plain, much), (checkpointed, little) = run(False), run(True)
+    assert checkpointed == pytest.approx(plain, abs=1e-6)
+    assert plain[0] != plain[-1]
+    assert little < 0.9 * much  # it did something
