@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,6 +171,9 @@ def peak(who: str, quick: bool) -> list[float]:
             step()
     if DEVICE.type == "cuda":
         return [torch.cuda.max_memory_allocated() / 2**20]
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's memory at the fork
+        return [int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line]
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20]
 
@@ -198,12 +202,14 @@ def spectrum(quick: bool) -> Iterator[Row]:
         growing = spectra.GrowingSpectrum(d, d)
         growing.append(*factors(T))
         growing.singular_values()
-        appends, reads = [], []
-        for _ in range(9):
-            one = factors(1)
-            appends.append(timed(partial(growing.append, *one)))
+        ones = [factors(1) for _ in range(20)]
+        append = timed(lambda: [growing.append(*one) for one in ones[:12]]) / 12
+        growing.singular_values()
+        reads = []
+        for one in ones[12:]:
+            growing.append(*one)
             reads.append(timed(growing.singular_values))
-        return statistics.median(appends), statistics.median(reads)
+        return append, statistics.median(reads)
 
     (few, few_read), (many, many_read) = costs(T), costs(4 * T)
     yield Row(f"appending a round to the spectrum at T = {4 * T}", f"at T = {T}", many / few, 2)
