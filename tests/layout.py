@@ -16,7 +16,7 @@ TOP = {
     "xgblora_lab": "the library",
     "notebooks": "the lessons; `source/` is what is edited",
     "tests": "oracles, refusals, every notebook",
-    "benchmarks": "races on real models and data: commands, tables, histories",
+    "benchmarks": "what a round costs (`python -m benchmarks`); races: commands, tables, histories",
     "binder": "the environment for Binder, from conda-forge",
     "pyproject.toml": "metadata, dependencies, settings of ruff, mypy and pytest",
     "README.md": "this page",
