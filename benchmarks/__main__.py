@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import rows
 from benchmarks.measure import DEVICE, Row
-from xgblora_lab.race import markdown, write_text
-from xgblora_lab.records import write_json
+from xgblora_lab.files import write_json, write_text
+from xgblora_lab.racing.race import markdown
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import DEVICE
-from xgblora_lab.adapters import find_modules
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.linear import find_modules
 from xgblora_lab.methods.base import Method, adamw
 
 

@@ -26,8 +26,9 @@ from benchmarks.encoder import (
 )
 from benchmarks.measure import DEVICE, Row, in_a_process, interleaved, ratio, seconds, timed
 from xgblora_lab import spectra
-from xgblora_lab.adapters import LowRank, find_modules, init_A
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.booster import LowRank, init_A
+from xgblora_lab.lowrank.linear import find_modules
 from xgblora_lab.methods import METHODS, LoRA, XGBLoRA, make_method
 from xgblora_lab.methods.base import adamw
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xgblora_lab.records import History, Round
+from xgblora_lab.bench.records import History, Round
 
 MODULES = tuple(
     f"model.layers.{layer}.{part}" for layer in range(3) for part in ("self_attn.q_proj", "mlp.up_proj")

@@ -7,10 +7,10 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
-from xgblora_lab.hooks import Hook
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.methods import AdaLoRA, make_method
-from xgblora_lab.methods.adalora import orthogonality
+from xgblora_lab.methods.family.adalora import orthogonality
 
 STEPS = 20
 OPTIONS = {

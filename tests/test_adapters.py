@@ -8,17 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from xgblora_lab.adapters import (
-    LowRank,
-    add_update_,
-    attached,
-    dense_weight,
-    find_modules,
-    head_parameters,
-    init_A,
-    watched,
-    weight_shape,
-)
+from xgblora_lab.lowrank.booster import LowRank, attached, init_A, watched
+from xgblora_lab.lowrank.linear import add_update_, dense_weight, find_modules, head_parameters, weight_shape
 
 
 class PackedLinear(nn.Linear):

@@ -7,11 +7,11 @@ import tiny
 import torch
 from toy import ToyTask, snapshot
 
-from xgblora_lab.adapters import LowRank
-from xgblora_lab.bench import Bench
-from xgblora_lab.hooks import Hook
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Hook
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods import ALoRA, make_method
-from xgblora_lab.methods.alora import Switched, plan, resized_tensor
+from xgblora_lab.methods.family.alora import Switched, plan, resized_tensor
 
 OPTIONS = {"rank": 2, "lr": 0.02, "every": 1, "score_rows": 8, "moved": 0.25, "steps_per_round": 3}
 

@@ -9,9 +9,9 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import BeamLoRA, LoRA, make_method
-from xgblora_lab.methods.beamlora import Competing, overwrite, weak_counts
+from xgblora_lab.methods.family.beamlora import Competing, overwrite, weak_counts
 
 
 def bench_of(method, model=None, **options):

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench import Bench, resume
-from xgblora_lab.hooks import Checkpoint, Hook
+from xgblora_lab.bench.bench import Bench, resume
+from xgblora_lab.bench.hooks import Checkpoint, Hook
 from xgblora_lab.methods import Full, LoRA, XGBLoRA, make_method
 
 
@@ -584,7 +584,7 @@ def test_the_cost_of_a_token_is_counted_from_the_weights():
 
 def test_large_states_lie_on_disk_and_are_the_same(monkeypatch):
     def logits(limit: int) -> list[torch.Tensor]:
-        monkeypatch.setattr("xgblora_lab.rewinding.IN_MEMORY", limit)
+        monkeypatch.setattr("xgblora_lab.bench.rewind.IN_MEMORY", limit)
         bench = bench_of(LoRA(rank=2, lr=0.01, steps_per_round=3))
         bench.run(progress=False)
         folder = bench._states._folder

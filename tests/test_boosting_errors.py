@@ -7,8 +7,8 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench, resume
-from xgblora_lab.hooks import Checkpoint, Hook
+from xgblora_lab.bench.bench import Bench, resume
+from xgblora_lab.bench.hooks import Checkpoint, Hook
 from xgblora_lab.methods import XGBLoRA
 
 OPTIONS = {"lr": 0.05, "steps_per_round": 2, "selection": "all"}

@@ -20,7 +20,8 @@ import synthetic
 import typer
 from typer.testing import CliRunner
 
-from xgblora_lab import cli, notebooks
+from xgblora_lab import cli
+from xgblora_lab.course import notebooks
 
 SOURCE = """\
 # %% [markdown]

@@ -12,9 +12,9 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import METHODS, LoRA, make_method
-from xgblora_lab.race import race
+from xgblora_lab.racing.race import race
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"<!-- method: (\S+) -->\n```python\n(.*?)```\n<!-- /method -->", TEXT, re.DOTALL)
@@ -31,7 +31,7 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, path.stem, module)
     spec.loader.exec_module(module)
     method = next(v for v in vars(module).values() if isinstance(v, type) and v.__module__ == path.stem)
-    assert Path(EXAMPLE[1]).parent.as_posix() == "xgblora_lab/methods"
+    assert Path(EXAMPLE[1]).parent.as_posix() == "xgblora_lab/methods/family"
     assert not (Path(__file__).parent.parent / EXAMPLE[1]).exists()  # else it is no new one
     monkeypatch.setitem(METHODS, method.name, method)
     return method

@@ -7,9 +7,9 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import DoRA
-from xgblora_lab.methods.dora import Decomposed
+from xgblora_lab.methods.family.dora import Decomposed
 
 
 def run(make, **options):

@@ -9,10 +9,10 @@ from test_adapters import PackedLinear, conv1d
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench import Bench
-from xgblora_lab.ensemble import Ensemble
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.ensemble import Ensemble
+from xgblora_lab.lowrank.live_weights import LiveWeights
 from xgblora_lab.methods import LoRA, XGBLoRA
-from xgblora_lab.weights import LiveWeights
 
 ARCHITECTURES = {
     "bert": (lambda: tiny.tiny_bert(num_labels=2), "classification"),

@@ -13,7 +13,7 @@ import pytest
 from synthetic import MODULES, TRUTH, cells, history, race
 
 from xgblora_lab import figures
-from xgblora_lab.records import History
+from xgblora_lab.bench.records import History
 
 
 def traces(figure: figures.Figure, name: str) -> list[go.Scatter]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xgblora_lab import notebooks
-from xgblora_lab.gallery import Lesson, broken_links, gallery, lesson
-from xgblora_lab.runner import NotebookError
+from xgblora_lab.course import notebooks
+from xgblora_lab.course.execute import NotebookError
+from xgblora_lab.course.gallery import Lesson, broken_links, gallery, lesson
 
 HEAD = """\
 # One & one

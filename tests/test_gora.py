@@ -17,12 +17,12 @@ from test_processes import free_port
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.adapters import dense_weight
-from xgblora_lab.bench import Bench
-from xgblora_lab.ensemble import Ensemble
-from xgblora_lab.hooks import Hook
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Hook
+from xgblora_lab.lowrank.ensemble import Ensemble
+from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods import GoRA, LoRA, LoRAGA
-from xgblora_lab.methods.gradient import mean_gradients
+from xgblora_lab.methods.family.gradient import mean_gradients
 
 
 class Uphill(GoRA):

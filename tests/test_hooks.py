@@ -9,10 +9,10 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
-from xgblora_lab.hooks import Gain, Gradient, Hook, Probe, Spectrum, Stop
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Gain, Gradient, Hook, Probe, Spectrum, Stop
+from xgblora_lab.bench.records import History, Round
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
-from xgblora_lab.records import History, Round
 
 
 class Counter(Hook):

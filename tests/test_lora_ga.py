@@ -12,11 +12,11 @@ from test_adapters import PackedLinear, conv1d
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.adapters import dense_weight
-from xgblora_lab.bench import Bench, resume
-from xgblora_lab.hooks import Checkpoint, Hook
+from xgblora_lab.bench.bench import Bench, resume
+from xgblora_lab.bench.hooks import Checkpoint, Hook
+from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods import LoRAGA, PiSSA
-from xgblora_lab.methods.gradient import mean_gradients
+from xgblora_lab.methods.family.gradient import mean_gradients
 
 
 class Regression(ToyTask):

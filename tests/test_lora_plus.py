@@ -7,7 +7,7 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import LoRA, LoRAPlus, make_method
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from toy import ToyTask
 
-from xgblora_lab.adapters import LowRank
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods import LoRA, LoRAPro
-from xgblora_lab.methods.lora_pro import Gram, ProAdam, adjusted, equivalent_gradient, sylvester
+from xgblora_lab.methods.family.lora_pro import Gram, ProAdam, adjusted, equivalent_gradient, sylvester
 
 S = 1.7  # a scale that is not 1
 D, K, R = 9, 7, 3

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from toy import ToyTask
 
-from xgblora_lab.adapters import LowRank
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods import LoRA, LoRARITE
-from xgblora_lab.methods import lora_rite as module
-from xgblora_lab.methods.lora_rite import RITE
+from xgblora_lab.methods.family import lora_rite as module
+from xgblora_lab.methods.family.lora_rite import RITE
 
 D, K, R = 9, 7, 3
 OPTIONS = [{}, {"escape": True}, {"weight_decay": 0.1}, {"clip": 0.05}, {"clip": None, "skip": None}]

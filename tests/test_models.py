@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
-from xgblora_lab import models
-from xgblora_lab.models import language_model_kind, load, load_config, load_model, load_tokenizer
+from xgblora_lab.tasks import models
+from xgblora_lab.tasks.models import language_model_kind, load, load_config, load_model, load_tokenizer
 
 MAKERS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama, "t5": tiny_t5}
 KINDS = {"bert": "masked-lm", "gpt2": "causal-lm", "llama": "causal-lm", "t5": "seq2seq-lm"}

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from torch import nn
 
-from xgblora_lab.runner import Executed, run_notebook
+from xgblora_lab.course.execute import Executed, run_notebook
 
 INSTRUCTORS = Path(__file__).resolve().parent.parent / "notebooks" / "instructor" / "08_a_real_model.ipynb"
 WARM, COLD = ("fire", "sun", "oven", "summer"), ("ice", "snow", "winter", "frost")

@@ -13,10 +13,11 @@ from typing import Any
 import nbformat
 import pytest
 
-from xgblora_lab import course, notebooks
-from xgblora_lab.gallery import lesson
-from xgblora_lab.parameters import parameters_of
-from xgblora_lab.runner import Executed, run_notebook
+from xgblora_lab.course import notebooks
+from xgblora_lab.course import sources as course
+from xgblora_lab.course.execute import Executed, run_notebook
+from xgblora_lab.course.gallery import lesson
+from xgblora_lab.course.parameters import parameters_of
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "notebooks"
@@ -37,7 +38,7 @@ def cells(path: Path, tag: str) -> list[nbformat.NotebookNode]:
 
 def test_the_notebooks_are_current() -> None:
     wrong = [path.relative_to(HOME).as_posix() for path in notebooks.stale(HOME)]
-    assert not wrong, f"run `python -m xgblora_lab.notebooks`: {', '.join(wrong)}"
+    assert not wrong, f"run `python -m xgblora_lab.course.notebooks`: {', '.join(wrong)}"
     assert [path.name for path in STUDENTS] == [path.name for path in INSTRUCTORS]
 
 

@@ -9,10 +9,10 @@ from test_adapters import PackedLinear
 from torch import nn
 from toy import ToyTask
 
-from xgblora_lab.adapters import dense_weight
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods import LoRA, PiSSA
-from xgblora_lab.methods.offset import leading
+from xgblora_lab.methods.family.offset import leading
 
 
 class NotTakenOut(PiSSA):

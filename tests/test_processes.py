@@ -13,8 +13,8 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
-from xgblora_lab.ensemble import Ensemble
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import XGBLoRA
 
 SCRIPT = """

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_tokenizer
 
-from xgblora_lab import pydocs
-from xgblora_lab.tasks import load_task
+from xgblora_lab.tasks import pydocs
+from xgblora_lab.tasks.text import load_task
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_both_kinds_split_the_same_modules(tables: dict[str, dict[str, list]]) -
 
 def test_another_process_reads_the_same() -> None:
     script = (
-        "import hashlib, json; from xgblora_lab import pydocs; "
+        "import hashlib, json; from xgblora_lab.tasks import pydocs; "
         "print(hashlib.sha256(json.dumps(pydocs.read().splits).encode()).hexdigest())"
     )
     root = Path(pydocs.__file__).parent.parent

@@ -15,8 +15,8 @@ from scipy import stats
 from toy import ToyTask, equal, snapshot
 
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
-from xgblora_lab.race import GRID, Race, interval, race, spread
-from xgblora_lab.tasks import load_task
+from xgblora_lab.racing.race import GRID, Race, interval, race, spread
+from xgblora_lab.tasks.text import load_task
 
 METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
 
@@ -58,7 +58,7 @@ def test_a_race_gives_one_row_per_method_and_leaves_the_model_as_it_was(tmp_path
 
 
 def test_an_interrupted_race_goes_on(tmp_path, monkeypatch):
-    module = sys.modules["xgblora_lab.race"]
+    module = sys.modules["xgblora_lab.racing.race"]
 
     out = tmp_path / "race"
     trained = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xgblora_lab.methods import METHODS
-from xgblora_lab.race import Race
+from xgblora_lab.racing.race import Race
 
 SHORT = ["--factors", "1", "--seeds", "1", "--steps", "3", "--steps-per-round", "2", "--batch-size", "2"]
 

@@ -7,7 +7,7 @@ import tiny
 import torch
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import COLA, LoRA, ReLoRA, XGBLoRA
 
 NAME = "model.layers.0.self_attn.q_proj"

@@ -13,9 +13,10 @@ import pytest
 from synthetic import cells, history, race
 
 from xgblora_lab import figures
-from xgblora_lab.records import History, write_json
-from xgblora_lab.report import export_images, report
-from xgblora_lab.story import histories, sections
+from xgblora_lab.bench.records import History
+from xgblora_lab.files import write_json
+from xgblora_lab.report.contents import histories, sections
+from xgblora_lab.report.page import export_images, report
 
 
 class Outline(HTMLParser):

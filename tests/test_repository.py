@@ -51,7 +51,7 @@ def test_every_public_name_is_there_and_documented() -> None:
     for name in xgblora_lab.__all__:
         assert getattr(xgblora_lab, name).__doc__, name
     assert set(xgblora_lab.__all__) <= set(dir(xgblora_lab))
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="attribute nothing"):
         _ = xgblora_lab.nothing
 
 
@@ -61,19 +61,9 @@ def test_the_readme_names_every_method() -> None:
     assert set(re.findall(r"`([a-z+-]+)`", table)) >= set(xgblora_lab.METHODS)
 
 
-def test_a_function_keeps_its_name_beside_a_module_of_that_name() -> None:
-    code = (
-        "import xgblora_lab.race, xgblora_lab.planted, types\n"
-        "from xgblora_lab.race import race as direct\n"
-        "assert isinstance(xgblora_lab.race, types.FunctionType) and xgblora_lab.race is direct"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_type_checkers_see_what_is_exported() -> None:
-    tree = ast.parse(Path(xgblora_lab.__file__).read_text(encoding="utf-8"))
-    block = next(n for n in tree.body if isinstance(n, ast.If))
-    seen = {a.asname or a.name for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    stub = ast.parse(Path(xgblora_lab.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    seen = {a.asname or a.name for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names}
     assert seen == set(xgblora_lab.__all__)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from toy import ToyTask
 
-from xgblora_lab.adapters import LowRank, init_A
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.methods import LoRA, RoRA
 
 

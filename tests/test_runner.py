@@ -11,8 +11,8 @@ import nbformat
 import papermill
 import pytest
 
-from xgblora_lab.parameters import check_parameters, parameters_of
-from xgblora_lab.runner import NotebookError, run_notebook
+from xgblora_lab.course.execute import NotebookError, run_notebook
+from xgblora_lab.course.parameters import check_parameters, parameters_of
 
 PARAMETERS = """\
 profile: str = "laptop"  # "ci" | "laptop" | "classroom"

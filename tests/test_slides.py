@@ -13,9 +13,9 @@ from test_report import contents, outline
 from typer.testing import CliRunner
 
 from xgblora_lab import cli, figures
-from xgblora_lab.records import History
-from xgblora_lab.report import report
-from xgblora_lab.slides import slides
+from xgblora_lab.bench.records import History
+from xgblora_lab.report.page import report
+from xgblora_lab.report.slides import slides
 
 
 @pytest.mark.parametrize("runs", [[history(rounds=5)], race(seeds=2)], ids=["run", "race"])

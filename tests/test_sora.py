@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import LoRA, SoRA, make_method
-from xgblora_lab.methods.sora import shrunk
+from xgblora_lab.methods.family.sora import shrunk
 
 GATES = torch.tensor([-0.35, -0.05, 0.05, 0.15, 0.35], dtype=torch.float64)
 

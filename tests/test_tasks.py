@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from tiny import EOS, PAD, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
-from xgblora_lab import rows
-from xgblora_lab.tasks import IGNORED, TextTask, classification_scores, load_task
+from xgblora_lab.tasks import rows
+from xgblora_lab.tasks.task import IGNORED
+from xgblora_lab.tasks.text import TextTask, classification_scores, load_task
 
 TEXTS = [
     "a",

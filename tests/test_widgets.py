@@ -20,8 +20,8 @@ from synthetic import history, race
 from toy import ToyTask
 
 from xgblora_lab import Bench, Full, Hook, LoRA, Spectrum, XGBLoRA, figures, matrix
-from xgblora_lab.records import History
-from xgblora_lab.runner import hidden_errors
+from xgblora_lab.bench.records import History
+from xgblora_lab.course.execute import hidden_errors
 from xgblora_lab.widgets import Canvas, RaceView, SpectrumExplorer, Stepper, canvas
 
 

@@ -54,7 +54,7 @@ class ImageFormat(str, Enum):
 
 def _version(value: bool) -> None:
     if value:
-        from . import __version__
+        from xgblora_lab import __version__
 
         typer.echo(__version__)
         raise typer.Exit
@@ -96,7 +96,7 @@ def open_(
     notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is. Stop
     it with Ctrl-C.
     """
-    from . import notebooks
+    from xgblora_lab.course import notebooks
 
     path = notebooks.find(notebook)
     if path.parent == notebooks.folder():
@@ -141,8 +141,8 @@ def run(
     An unknown parameter, a value of the wrong type, a cell that takes too long and an error hidden in a
     widget each end the run with a sentence.
     """
-    from . import notebooks
-    from .parameters import parameters_of
+    from xgblora_lab.course import notebooks
+    from xgblora_lab.course.parameters import parameters_of
 
     path = notebooks.find(notebook)
     if list_:
@@ -232,7 +232,7 @@ def race(
         "metric": metric,
         "spectrum": spectrum,
     }
-    from .race import race as race_
+    from xgblora_lab.racing.race import race as race_
 
     with _workers(workers) as executor:
         result = race_(
@@ -282,9 +282,9 @@ def report(
 
     Example: xgblora-lab report runs/first-race -o slides.html --slides
     """
-    from .report import export_images
-    from .report import report as report_
-    from .slides import slides as slides_
+    from xgblora_lab.report.page import export_images
+    from xgblora_lab.report.page import report as report_
+    from xgblora_lab.report.slides import slides as slides_
 
     sources = list(runs)
     write, name = (slides_, "Slides") if slides else (report_, "Report")
@@ -309,7 +309,7 @@ def gallery(
 
     Example: xgblora-lab gallery site --profile ci
     """
-    from .gallery import gallery as gallery_
+    from xgblora_lab.course.gallery import gallery as gallery_
 
     if profile is Profile.ci:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -318,7 +318,7 @@ def gallery(
 
 def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float) -> None:
     """Run, then say where the result lies."""
-    from .runner import run_notebook
+    from xgblora_lab.course.execute import run_notebook
 
     if out.resolve() == path.resolve():
         raise ValueError(f"{out} is the notebook itself; choose another name for the result with --out.")
@@ -386,7 +386,7 @@ def _positive(text: str) -> float:
 
 def main() -> None:
     """The console script: an error that the library explains is one sentence and exit code 2."""
-    from .runner import NotebookError
+    from xgblora_lab.course.execute import NotebookError
 
     try:
         app()

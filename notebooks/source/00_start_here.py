@@ -55,9 +55,10 @@ import torch
 from IPython.display import Markdown, display
 
 import xgblora_lab
-from xgblora_lab import Bench, Ensemble, Spectrum, XGBLoRA, check, figures, load, matrix, notebooks
-from xgblora_lab.gallery import lesson
-from xgblora_lab.parameters import parameters_of
+from xgblora_lab import Bench, Ensemble, Spectrum, XGBLoRA, check, figures, load, matrix
+from xgblora_lab.course import notebooks
+from xgblora_lab.course.gallery import lesson
+from xgblora_lab.course.parameters import parameters_of
 
 #            size, rounds, κ of the matrix | rounds, κ of the transformer
 profiles = {

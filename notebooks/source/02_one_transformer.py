@@ -70,7 +70,7 @@ from xgblora_lab import (
     race,
     spectra,
 )
-from xgblora_lab.adapters import LowRank, attached, init_A
+from xgblora_lab.lowrank.booster import LowRank, attached, init_A
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 logging.disable_progress_bar()  # of loading and saving, which take no time here

@@ -52,9 +52,9 @@ from IPython.display import Markdown, display
 from scipy import stats
 
 from xgblora_lab import Bench, Hook, LoRA, check, figures, load, make_method, matrix, race, spectra
-from xgblora_lab.figures.style import COLOURS, MARKERS, layout
+from xgblora_lab.figures._style import COLOURS, MARKERS, layout
 from xgblora_lab.methods import METHODS, GoRA, LoRAGA, RoRA
-from xgblora_lab.methods.gradient import mean_gradients
+from xgblora_lab.methods.family.gradient import mean_gradients
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 

@@ -53,8 +53,8 @@ from IPython.display import Markdown, display
 from torch import Tensor
 
 from xgblora_lab import Bench, LoRA, XGBLoRA, check, load, matrix, spectra
-from xgblora_lab.figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, layout, log_ticks
-from xgblora_lab.planted import Matrix
+from xgblora_lab.figures._style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, layout, log_ticks
+from xgblora_lab.tasks.matrix import Matrix
 
 torch.set_num_threads(1)  # these matrices are so small that a second thread costs more than it brings
 

@@ -59,8 +59,8 @@ from accelerate import Accelerator
 from IPython.display import Markdown, display
 
 from xgblora_lab import Hook, LoRA, Probe, Spectrum, XGBLoRA, check, figures, load, load_tokenizer, race
-from xgblora_lab.adapters import find_modules, head_parameters, weight_shape
-from xgblora_lab.tasks import classification_scores
+from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
+from xgblora_lab.tasks.text import classification_scores
 
 #            steps, κ, rows in a step | train rows, dev and test rows, tokens in a row | seeds, factors on the
 #            default learning rates

@@ -12,16 +12,16 @@
 All are pure functions: they read records, train nothing and change nothing.
 """
 
-from .costs import costs
-from .entries import AXES
-from .figure import Figure
-from .gains import gains
-from .growth import alignment, ranks
-from .maps import boosting_map
-from .races import race
-from .rounds import loss
-from .spectrum import spectrum
-from .style import METHODS, Style, style
+from xgblora_lab.figures._entries import AXES
+from xgblora_lab.figures._figure import Figure
+from xgblora_lab.figures._style import METHODS, Style, style
+from xgblora_lab.figures.boosting_map import boosting_map
+from xgblora_lab.figures.costs import costs
+from xgblora_lab.figures.gains import gains
+from xgblora_lab.figures.loss import loss
+from xgblora_lab.figures.race import race
+from xgblora_lab.figures.ranks import alignment, ranks
+from xgblora_lab.figures.spectrum import spectrum
 
 __all__ = [
     "AXES",

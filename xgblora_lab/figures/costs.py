@@ -9,10 +9,20 @@ import numpy as np
 import pandas as pd
 from plotly.subplots import make_subplots
 
-from ..records import History
-from .data import brief, chosen, in_bytes, label, listed, number, plural, setting, variants
-from .figure import Figure, blank
-from .style import BLUE, GREEN, ORANGE, layout, log_ticks, ratio_axis, style
+from xgblora_lab.bench.records import History
+from xgblora_lab.figures._figure import Figure, blank
+from xgblora_lab.figures._read import (
+    brief,
+    chosen,
+    in_bytes,
+    label,
+    listed,
+    number,
+    plural,
+    setting,
+    variants,
+)
+from xgblora_lab.figures._style import BLUE, GREEN, ORANGE, layout, log_ticks, ratio_axis, style
 
 PARTS = {"trainable": (BLUE, ""), "gradients": (ORANGE, "/"), "optimizer": (GREEN, "x")}  # colour, pattern
 

@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..records import History
-from .data import brief, layer, natural, number, plural, residual, short, single, subject
-from .figure import Figure, blank
-from .style import BLUE, GREY, HEAT, INK, VERMILLION, layout, say
+from xgblora_lab.bench.records import History
+from xgblora_lab.figures._figure import Figure, blank
+from xgblora_lab.figures._read import brief, layer, natural, number, plural, residual, short, single, subject
+from xgblora_lab.figures._style import BLUE, GREY, HEAT, INK, VERMILLION, layout, say
 
 LeftOut = Mapping[int, Any] | Iterable[tuple[int, Any]]
 

@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..records import History
-from .data import (
+from xgblora_lab.bench.records import History
+from xgblora_lab.figures._figure import Figure, blank
+from xgblora_lab.figures._read import (
     Array,
     brief,
     floor_by_step,
@@ -24,8 +25,7 @@ from .data import (
     target_spectrum,
     unit,
 )
-from .figure import Figure, blank
-from .style import BLACK, HEAT, INK, VERMILLION, layout, log_ticks, style
+from xgblora_lab.figures._style import BLACK, HEAT, INK, VERMILLION, layout, log_ticks, style
 
 MISSING = "No spectrum was measured: add the hook, Bench(…, hooks=[Spectrum()]), and run again."
 GHOSTS = ("#C9C9C9", "#A3A3A3", "#7D7D7D", "#555555")  # earlier rounds are paler

@@ -6,24 +6,24 @@ import dataclasses
 import difflib
 from typing import Any
 
-from xgblora_lab.methods.adalora import AdaLoRA
-from xgblora_lab.methods.alora import ALoRA
 from xgblora_lab.methods.base import Method
-from xgblora_lab.methods.beamlora import BeamLoRA
-from xgblora_lab.methods.cola import COLA
-from xgblora_lab.methods.dora import DoRA
+from xgblora_lab.methods.family.adalora import AdaLoRA
+from xgblora_lab.methods.family.alora import ALoRA
+from xgblora_lab.methods.family.beamlora import BeamLoRA
+from xgblora_lab.methods.family.cola import COLA
+from xgblora_lab.methods.family.dora import DoRA
+from xgblora_lab.methods.family.gora import GoRA
+from xgblora_lab.methods.family.lora_ga import LoRAGA
+from xgblora_lab.methods.family.lora_ggpo import LoRAGGPO, LoRAMGPO
+from xgblora_lab.methods.family.lora_plus import LoRAPlus
+from xgblora_lab.methods.family.lora_pro import LoRAPro
+from xgblora_lab.methods.family.lora_rite import LoRARITE
+from xgblora_lab.methods.family.pissa import PiSSA
+from xgblora_lab.methods.family.relora import ReLoRA
+from xgblora_lab.methods.family.rora import RoRA
+from xgblora_lab.methods.family.sora import SoRA
 from xgblora_lab.methods.full import Full
-from xgblora_lab.methods.gora import GoRA
 from xgblora_lab.methods.lora import LoRA
-from xgblora_lab.methods.lora_ga import LoRAGA
-from xgblora_lab.methods.lora_ggpo import LoRAGGPO, LoRAMGPO
-from xgblora_lab.methods.lora_plus import LoRAPlus
-from xgblora_lab.methods.lora_pro import LoRAPro
-from xgblora_lab.methods.lora_rite import LoRARITE
-from xgblora_lab.methods.pissa import PiSSA
-from xgblora_lab.methods.relora import ReLoRA
-from xgblora_lab.methods.rora import RoRA
-from xgblora_lab.methods.sora import SoRA
 from xgblora_lab.methods.xgblora import XGBLoRA
 
 METHODS: dict[str, type[Method]] = {

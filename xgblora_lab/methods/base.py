@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.adapters import LowRank, init_A, weight_shape
+from xgblora_lab.lowrank.booster import LowRank, init_A
+from xgblora_lab.lowrank.linear import weight_shape
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench import Bench
-    from xgblora_lab.weights import Boosters
+    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.lowrank.live_weights import Boosters
 
 SCHEDULES = ("constant", "linear", "cosine")
 

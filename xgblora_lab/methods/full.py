@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.adapters import dense_weight
+from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods.base import Continued
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench import Bench
-    from xgblora_lab.weights import Boosters
+    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.lowrank.live_weights import Boosters
 
 
 @dataclass

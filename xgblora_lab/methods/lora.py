@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from xgblora_lab.adapters import LowRank
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.base import Continued, booster_parameters, fresh_boosters
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench import Bench
-    from xgblora_lab.weights import Boosters
+    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.lowrank.live_weights import Boosters
 
 
 @dataclass

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.adapters import INITS, LowRank, factor_dtype, watched, weight_shape
+from xgblora_lab.lowrank.booster import INITS, LowRank, watched
+from xgblora_lab.lowrank.linear import factor_dtype, weight_shape
 from xgblora_lab.methods.base import (
     Method,
     booster_parameters,
@@ -27,8 +28,8 @@ from xgblora_lab.methods.base import (
 from xgblora_lab.methods.lora import check_rank
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench import Bench
-    from xgblora_lab.weights import Boosters
+    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.lowrank.live_weights import Boosters
 
 SELECTIONS = ("random", "cyclic", "all")
 POLICIES = ("fresh", "keep", "zero_moments")

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 if find_spec("ipywidgets") is None:
     raise ImportError("The interactive pieces need ipywidgets: pip install 'xgblora-lab[lab]'.")
 
-from .canvas import Canvas
-from .explorer import SpectrumExplorer
-from .panel import Panel
-from .race_view import RaceView
-from .stepper import Stepper
+from xgblora_lab.widgets.canvas import Canvas
+from xgblora_lab.widgets.explorer import SpectrumExplorer
+from xgblora_lab.widgets.panel import Panel
+from xgblora_lab.widgets.race_view import RaceView
+from xgblora_lab.widgets.stepper import Stepper
 
 __all__ = ["Canvas", "Panel", "RaceView", "SpectrumExplorer", "Stepper"]

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.io.json import to_json_plotly
 
-from ..figures import Figure
+from xgblora_lab.figures import Figure
 
 Live = bool | Literal["auto"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import ipywidgets
 
-from .. import figures
-from ..figures.data import brief, measured, natural, number, single, spectra
-from ..records import History
-from .canvas import Canvas, Live
-from .panel import LABEL, Panel, round_slider, row
+from xgblora_lab import figures
+from xgblora_lab.bench.records import History
+from xgblora_lab.figures._read import brief, measured, natural, number, single, spectra
+from xgblora_lab.widgets.canvas import Canvas, Live
+from xgblora_lab.widgets.panel import LABEL, Panel, round_slider, row
 
 
 class SpectrumExplorer(Panel):

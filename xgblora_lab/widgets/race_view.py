@@ -8,13 +8,14 @@ from typing import Any
 import ipywidgets
 from traitlets import link
 
-from .. import figures
-from ..figures.data import label, number, plural
-from ..figures.entries import AXES, cost, learning_rate
-from ..records import History
-from ..story import histories
-from .canvas import Canvas
-from .panel import LABEL, Panel, row
+from xgblora_lab import figures
+from xgblora_lab.bench.records import History
+from xgblora_lab.figures._entries import AXES, cost, learning_rate
+from xgblora_lab.figures._figure import blank
+from xgblora_lab.figures._read import label, number, plural
+from xgblora_lab.report.contents import histories
+from xgblora_lab.widgets.canvas import Canvas
+from xgblora_lab.widgets.panel import LABEL, Panel, row
 
 TUNED = "tuned: each method's chosen one"
 
@@ -69,7 +70,7 @@ class RaceView(Panel):
         """Draw the methods that are switched on, at the chosen learning rate, against the chosen budget."""
         runs = [h for h in self._runs if self.methods[label(h)].value]
         if not runs:
-            self.canvas.draw(figures.figure.blank("Convergence race", "No method is switched on."))
+            self.canvas.draw(blank("Convergence race", "No method is switched on."))
             self.say("No method is switched on.", "Switch one on to see it.")
             return
         rate, kept = self.rate.value, []

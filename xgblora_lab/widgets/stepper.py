@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 
-from .. import figures
-from ..figures.data import brief, natural, plural, short
-from ..hooks import Spectrum
-from ..records import History, Round
-from .canvas import Canvas, Live
-from .panel import LABEL, Panel, button, round_slider, row
+from xgblora_lab import figures
+from xgblora_lab.bench.hooks import Spectrum
+from xgblora_lab.bench.records import History, Round
+from xgblora_lab.figures._read import brief, natural, plural, short
+from xgblora_lab.widgets.canvas import Canvas, Live
+from xgblora_lab.widgets.panel import LABEL, Panel, button, round_slider, row
 
 if TYPE_CHECKING:
-    from ..bench import Bench
+    from xgblora_lab.bench.bench import Bench
 
 # Seconds between two rounds in which the kernel takes messages. They come from another thread by way of a
 # socket, so that giving way for a single turn of the event loop would often miss a click on Pause.

@@ -1,0 +1,32 @@
+from . import figures as figures
+from . import widgets as widgets
+from .bench import Bench as Bench
+from .bench import Checkpoint as Checkpoint
+from .bench import Gain as Gain
+from .bench import Gradient as Gradient
+from .bench import History as History
+from .bench import Hook as Hook
+from .bench import Probe as Probe
+from .bench import Round as Round
+from .bench import Spectrum as Spectrum
+from .bench import Stop as Stop
+from .bench import resume as resume
+from .course import check as check
+from .lowrank import Ensemble as Ensemble
+from .lowrank import spectra as spectra
+from .methods import METHODS as METHODS
+from .methods import Full as Full
+from .methods import LoRA as LoRA
+from .methods import Method as Method
+from .methods import XGBLoRA as XGBLoRA
+from .methods import make_method as make_method
+from .racing import Race as Race
+from .racing import race as race
+from .tasks import load as load
+from .tasks import load_model as load_model
+from .tasks import load_task as load_task
+from .tasks import load_tokenizer as load_tokenizer
+from .tasks import matrix as matrix
+from .tasks import planted as planted
+
+__version__: str

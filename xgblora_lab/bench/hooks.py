@@ -1,0 +1,224 @@
+"""Observers of the loop. A hook looks; what it returns from `measure` becomes part of the round's record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xgblora_lab.bench.records import Round
+from xgblora_lab.files import save_tensors, write_json
+from xgblora_lab.lowrank import spectra
+from xgblora_lab.lowrank.booster import watched
+from xgblora_lab.lowrank.linear import add_update_
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench.bench import Bench
+
+
+class Hook:
+    """The protocol; every method may be left out.
+
+    Order in a run: `on_run_start`, then for every round `on_round_start`, `on_step` after each optimizer
+    step, `measure` once the round is merged, `on_round_end` with the finished record; and `on_run_end`, also
+    after an exception. A run is one call of `Bench.rounds` (or `step`, `run`).
+    """
+
+    def on_run_start(self, bench: Bench) -> None: ...
+
+    def on_round_start(self, bench: Bench, index: int) -> None: ...
+
+    def on_step(self, bench: Bench, step: int, loss: Tensor) -> None:
+        """step: number within the round; loss: of this step's batch before its update, detached."""
+
+    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+        """JSON-ready values to add to the record under their names."""
+
+    def on_round_end(self, bench: Bench, record: Round) -> Any:
+        """Something true ends the run after this round."""
+
+    def on_run_end(self, bench: Bench) -> None: ...
+
+
+class Spectrum(Hook):
+    """Singular values of the accumulated update after every round: `{"spectrum": {module: [σ1, σ2, …]}}`.
+
+    modules: names to watch (default: all). limit: how many singular values to keep. Where the task knows the
+    truth (`task.truth`), also `"alignment"` (mean squared cosine between the leading subspaces) and
+    `"distance"` (‖ΔW − truth‖/‖truth‖). From factors: no dense SVD for methods that have them.
+    """
+
+    def __init__(self, modules: Sequence[str] | None = None, limit: int = 64) -> None:
+        self.modules, self.limit = modules, limit
+        self._growing: dict[str, spectra.GrowingSpectrum] = {}
+        self._seen: tuple[int, int] | None = None  # the ensemble's (version, rounds) that _growing holds
+
+    def on_run_start(self, bench: Bench) -> None:
+        self._growing, self._seen = {}, None
+
+    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+        names = list(self.modules) if self.modules is not None else list(bench.modules)
+        if not all(bool(p.isfinite().all()) for p in self._latest(bench)):
+            return None  # diverged: there is no spectrum to speak of
+        if self._seen is not None and self._seen[0] != bench.ensemble.version:
+            self.on_run_start(bench)  # rounds were taken back or dropped: begin again
+        measured: dict[str, Any] = {
+            "spectrum": {n: self._values(bench, n)[: self.limit].tolist() for n in names}
+        }
+        self._seen = (bench.ensemble.version, len(bench.ensemble))
+        truth = {n: f for n, f in getattr(bench.task, "truth", {}).items() if n in names}
+        if truth:
+            factors = {n: bench.factors(n) for n in truth}
+            measured["alignment"] = {n: float(spectra.alignment(factors[n], f)) for n, f in truth.items()}
+            measured["distance"] = {n: float(spectra.distance(factors[n], f)) for n, f in truth.items()}
+        return measured
+
+    def _values(self, bench: Bench, name: str) -> Tensor:
+        if not bench.method.additive:
+            return bench.spectrum(name)
+        if name not in self._growing:
+            self._growing[name] = spectra.GrowingSpectrum(*bench.ensemble.shapes[name])
+        first = self._seen[1] if self._seen is not None else 0
+        for index in range(first, len(bench.ensemble)):
+            if name in bench.ensemble[index]:
+                self._growing[name].append(*bench.ensemble[index][name])
+        return self._growing[name].singular_values()
+
+    @staticmethod
+    def _latest(bench: Bench) -> list[Tensor]:
+        if bench.method.low_rank:
+            return [factor for pair in bench.ensemble[len(bench.ensemble) - 1].values() for factor in pair]
+        return list(bench.method.trainable().values())
+
+
+class Probe(Hook):
+    """The task's scores after every `every`-th round, e.g. `{"dev_loss": …, "dev_accuracy": …}`."""
+
+    def __init__(self, split: str = "dev", every: int = 1, limit: int | None = None) -> None:
+        self.split, self.every, self.limit = split, every, limit
+
+    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+        if len(bench.ensemble) % self.every:
+            return None
+        return {f"{self.split}_{k}": v for k, v in bench.evaluate(self.split, self.limit).items()}
+
+
+class Stop(Hook):
+    """End the run when the loss is no number any more, or the probe loss has stopped falling.
+
+    patience: rounds to wait for the probe loss to fall by `tolerance` (relative); `math.inf` waits for ever.
+    """
+
+    def __init__(self, patience: float = 5, tolerance: float = 1e-3) -> None:
+        self.patience, self.tolerance = patience, tolerance
+        self._best, self._waited = math.inf, 0
+
+    def on_run_start(self, bench: Bench) -> None:
+        self._best, self._waited = math.inf, 0
+
+    def on_round_end(self, bench: Bench, record: Round) -> bool:
+        if not math.isfinite(record.losses[-1]):
+            return True
+        if record.probe_after < self._best * (1 - self.tolerance):
+            self._best, self._waited = record.probe_after, 0
+        else:
+            self._waited += 1
+        return self._waited >= self.patience
+
+
+class Gradient(Hook):
+    """How well each booster aligns with the full gradient: `{"gradient_alignment": {module: cosine²}}`.
+
+    At the round's start the dense gradient G (d, k) of every chosen module is taken on the round's first
+    batch (one extra forward-backward pass); at its end, the squared cosines between the booster's leading
+    singular directions and those of −G are multiplied (1: the same rank-1 direction, 0: orthogonal).
+    """
+
+    def __init__(self) -> None:
+        self._directions: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def on_round_start(self, bench: Bench, index: int) -> None:
+        gradients: dict[str, Tensor] = {}
+
+        def collect(name: str, X: Tensor, D: Tensor) -> None:
+            gradients[name] = gradients.get(name, 0) + D.float().T @ X.float()
+
+        with watched(bench.modules, collect):
+            bench.probe_gradients()
+        self._directions = {}
+        for name, G in gradients.items():
+            U, _, V = torch.svd_lowrank(bench.trainer.summed(G), q=min(6, *G.shape), niter=4)
+            self._directions[name] = (U[:, 0].cpu(), V[:, 0].cpu())
+
+    def measure(self, bench: Bench) -> Mapping[str, Any]:
+        aligned = {}
+        for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
+            if name in self._directions and B.norm() > 0:
+                U, _, Vh = spectra.svd(B, A)
+                u, v = self._directions[name]
+                aligned[name] = float((U[:, 0] @ u.to(U)).square() * (Vh[0] @ v.to(Vh)).square())
+        return {"gradient_alignment": aligned}
+
+    def on_run_end(self, bench: Bench) -> None:
+        self._directions = {}
+
+
+class Gain(Hook):
+    """What each module's new booster is worth, as boosted trees report: `{"gain": {module: loss}}`.
+
+    The rise of the probe loss when that one booster is taken out of the merged model: one forward pass over
+    the probe batch for each module chosen. Methods that do not merge have no boosters to credit.
+    """
+
+    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+        if not bench.method.additive:
+            return None
+        with_all, credit = bench.probe_loss(), {}
+        for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
+            weight = bench.modules[name].weight.data
+            kept = weight.clone()  # type: ignore[operator]
+            add_update_(bench.modules[name], -B, A)
+            credit[name] = bench.probe_loss() - with_all
+            weight.copy_(kept)  # type: ignore[operator]
+        return {"gain": credit}
+
+
+class Checkpoint(Hook):
+    """Save the run after every round; `resume(folder, model, task)` goes on with the same curve.
+
+    Files: `ensemble.json`, `rounds/NNNNN.safetensors` (boosters), `state-NNNNN.safetensors` (head and
+    optimizers, of every round where the method can be rewound, else of the last) and `history.json`, which
+    is written last: a round is complete when it is in there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._version = -1  # the ensemble's version whose rounds are on disk
+
+    def on_run_start(self, bench: Bench) -> None:
+        foreign = self._version == -1  # else it is this bench's own run, taken back to its start
+        if foreign and len(bench.history) == 0 and (self.folder / "history.json").exists():
+            raise FileExistsError(
+                f"{self.folder} holds a run already: go on with resume({str(self.folder)!r}, model, task), "
+                "or choose another folder."
+            )
+
+    def on_round_end(self, bench: Bench, record: Round) -> None:
+        if not bench.accelerator.is_main_process:
+            return
+        changed = self._version != bench.ensemble.version  # a first call, or rounds dropped or taken back
+        for index in range(len(bench.ensemble)) if changed else [record.index]:
+            bench.ensemble.save_round(self.folder, index)
+        done = len(bench.history)
+        bench.ensemble.save_index(self.folder)
+        save_tensors(self.folder / f"state-{done:05d}.safetensors", bench.state())
+        write_json(self.folder / "history.json", bench.history.to_dict())
+        for path in self.folder.glob("state-*.safetensors"):
+            number = int(path.stem.removeprefix("state-"))
+            if number > done or (number < done and not bench.method.rewindable):
+                path.unlink()
+        self._version = bench.ensemble.version

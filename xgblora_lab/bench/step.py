@@ -1,0 +1,147 @@
+"""One optimizer step: its batch, its gradients over micro-batches and processes, and the update.
+
+The batch of a step depends on the data seed and the step's number alone, never on what ran before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from xgblora_lab.tasks.task import Task
+
+Batch = dict[str, Tensor]
+
+
+class Trainer:
+    """Batches, gradients and updates of a model on a task.
+
+    batch_size: examples per step and process; accumulation: the micro-batches they are split into.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        accelerator: Accelerator,
+        batch_size: int,
+        accumulation: int,
+        data_seed: int,
+    ) -> None:
+        self.model, self.task, self.accelerator = model, task, accelerator
+        self.batch_size, self.accumulation, self.data_seed = batch_size, accumulation, data_seed
+        self._epoch_order: tuple[int, np.ndarray] | None = None
+        self.picked: dict[int, list[int]] = {}  # step -> rows that a method chose for it
+
+    def batch_indices(self, step: int) -> list[int]:
+        """Rows of the training split in this process's batch at a step; every epoch has its own order."""
+        return self.picked[step] if step in self.picked else self.planned_rows(step)
+
+    def planned_rows(self, step: int) -> list[int]:
+        """The rows that the data seed gives a step."""
+        start = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.batch_size
+        n = self.task.size("train")
+        return [self._row(*divmod(position, n), n) for position in range(start, start + self.batch_size)]
+
+    def _row(self, epoch: int, place: int, n: int) -> int:
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            self._epoch_order = epoch, np.random.default_rng([self.data_seed, epoch]).permutation(n)
+        return int(self._epoch_order[1][place])
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, on the CPU."""
+        rows = self.batch_indices(step)
+        size = math.ceil(len(rows) / self.accumulation)
+        return [self.task.batch("train", rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def backward(self, batches: Sequence[Batch], trained: Sequence[nn.Parameter]) -> Tensor:
+        """Gradients of the mean loss over all micro-batches and processes; returns that loss.
+
+        Every term of the loss counts the same, however unevenly terms are spread over micro-batches and
+        processes: two processes give what one with twice the batch gives.
+        """
+        alone = len(batches) == 1 and self.accelerator.num_processes == 1
+        shares = [1.0] if alone else self._shares(batches)
+        mean = torch.zeros((), device=self.accelerator.device)
+        for batch, share in zip(batches, shares, strict=True):
+            with self.accelerator.autocast():
+                loss = self.task.loss(self.model, self.on_device(batch)) * share
+            self.accelerator.backward(loss)
+            mean = mean + loss.detach()
+        if self.accelerator.num_processes > 1:
+            gradients = [p.grad for p in trained if p.grad is not None]
+            flat = self.summed(torch.cat([g.flatten() for g in gradients]))
+            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+        return self.summed(mean)
+
+    def _shares(self, batches: Sequence[Batch]) -> list[float]:
+        weights = [float(self.task.weight(batch)) for batch in batches]
+        total = torch.tensor(sum(weights), device=self.accelerator.device, dtype=torch.float64)
+        return [weight / float(self.summed(total)) for weight in weights]
+
+    def update(
+        self,
+        optimizers: Mapping[torch.optim.Optimizer, float],
+        trained: Sequence[nn.Parameter],
+        max_norm: float | None,
+    ) -> Tensor:
+        """Step each optimizer at its learning rate; returns the gradients' norm. The gradients stay."""
+        scaler = self.accelerator.scaler  # fp16 only
+        for optimizer, lr in optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_ratio", 1.0)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+        for optimizer in optimizers:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+        return norm.detach()
+
+    @torch.no_grad()
+    def loss(self, batches: Sequence[Batch]) -> float:
+        """Mean loss over batches in the model's present mode, all processes together."""
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in batches:
+            weight = float(self.task.weight(batch))
+            with self.accelerator.autocast():
+                loss = self.task.loss(self.model, self.on_device(batch))
+            total += torch.tensor([float(loss) * weight, weight], dtype=torch.float64)
+        total = self.summed(total.to(self.accelerator.device))
+        return float(total[0] / total[1])
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The tensor summed over processes (itself where there is one)."""
+        return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, "sum")
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch on the accelerator's device."""
+        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+
+def seed_dropout(seed: int, round_index: int, process: int = 0) -> None:
+    """Seed the global generators, which dropout draws from, for one round."""
+    torch.manual_seed(seed * 1_000_003 + round_index * 101 + process)
+
+
+def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Bytes of all tensors in the optimizers' states."""
+    tensors = [
+        t for o in optimizers for entry in o.state.values() for t in entry.values() if isinstance(t, Tensor)
+    ]
+    return sum(t.numel() * t.element_size() for t in tensors)

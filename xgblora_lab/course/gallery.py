@@ -1,0 +1,192 @@
+"""The gallery: every notebook executed to a page with visible plots, an index of them, and no broken link."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from xgblora_lab.course import notebooks
+from xgblora_lab.course.execute import run_notebook
+from xgblora_lab.course.parameters import parameters_of
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+_INDEX = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>xgblora_lab: the notebooks</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 1.05rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ border-bottom: 1px solid; padding: 0.5rem; text-align: left; vertical-align: top; }}
+</style>
+</head>
+<body>
+<main>
+<h1>The notebooks of xgblora_lab</h1>
+<p>Each page is a notebook as it ran from top to bottom. Its figures can be zoomed, and read off with the
+mouse; the interactive pieces need a live kernel.</p>
+<table>
+<thead><tr><th scope="col">notebook</th><th scope="col">the question</th>
+<th scope="col">time to work through</th><th scope="col">time it ran</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</main>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a notebook says about itself at its head; each text is empty where it says nothing."""
+
+    title: str
+    question: str
+    time: str  # to work through it
+
+
+def lesson(notebook: NotebookNode) -> Lesson:
+    """Title, question and time from the first Markdown cell with a heading.
+
+    The title is its first line, the question the first paragraph that is wholly in italics, the time what
+    follows `**Time.**`, up to the end of the sentence.
+    """
+    heads = (c.source for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# "))
+    head = next(heads, "")
+    title = head.partition("\n")[0].removeprefix("# ").strip()
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", head)]
+    italics = (m[1] for p in paragraphs if (m := re.fullmatch(r"[*_](?![*_])(.+?)(?<![*_])[*_]", p)))
+    time = re.search(r"\*\*Time\.\*\* ([^.]+)\.", " ".join(paragraphs))
+    return Lesson(title, next(italics, ""), time[1] if time else "")
+
+
+def gallery(
+    out: str | Path,
+    paths: Iterable[str | Path] | None = None,
+    *,
+    profile: str = "laptop",
+    timeout: float = 600,
+    progress: bool = True,
+) -> Path:
+    """Execute notebooks, write a page for each and `index.html`, and check every link; the index is returned.
+
+    Args:
+        out: the folder of the pages; made where it is missing. Pages of the same names are replaced.
+        paths: the notebooks, with different names; default: the instructor's, with the solutions.
+        profile: how much they compute, for those that declare a parameter `profile`.
+        timeout: seconds that each cell may take.
+        progress: show a bar over each notebook's cells.
+
+    Raises:
+        FileNotFoundError: a notebook is missing. NotebookError: one does not run.
+        ValueError: two notebooks have one name, the profile is none, or a link is broken; the pages lie in
+        `out` then, to be looked at.
+    """
+    out = Path(out)
+    found = [Path(path) for path in paths] if paths is not None else notebooks.shipped(instructor=True)
+    names = [path.stem for path in found]
+    if len(set(names)) < len(names) or "index" in names:
+        raise ValueError("Each notebook of a gallery needs a name of its own, and none may be called index.")
+    lessons = [lesson(notebooks.read(path)) for path in found]
+    rows = []
+    for path, about in zip(found, lessons, strict=True):
+        values = {"profile": profile} if "profile" in parameters_of(path) else {}
+        page = out / f"{path.stem}.html"
+        run = run_notebook(path, values, html=page, timeout=timeout, progress=progress)
+        _write(page, _linked(page.read_text(encoding="utf-8"), names))
+        title = html.escape(about.title or path.stem)
+        cells = [f'<a href="{html.escape(page.name)}">{title}</a>', html.escape(about.question)]
+        cells += [html.escape(about.time), f"{run.seconds:.0f} s"]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    index = out / "index.html"
+    _write(index, _INDEX.format(rows="\n".join(rows)))
+    if broken := broken_links([index, *(out / f"{name}.html" for name in names)]):
+        raise ValueError(f"Broken links in the gallery {out}: {'; '.join(broken)}.")
+    return index
+
+
+def broken_links(pages: Iterable[str | Path]) -> list[str]:
+    """One sentence for every `href` and `src` of these HTML files that leads nowhere.
+
+    A link to a file must find the file, and where it names a part of an HTML file, that part. An address in
+    the network is only checked for its form: nothing is fetched.
+    """
+    read: dict[Path, _Page] = {}
+
+    def parsed(path: Path) -> _Page:
+        if path not in read:
+            read[path] = _Page()
+            read[path].feed(path.read_text(encoding="utf-8"))
+        return read[path]
+
+    broken = []
+    for page in map(Path, pages):
+        for link in dict.fromkeys(parsed(page).links):
+            try:
+                parts = urlsplit(link)
+            except ValueError:
+                broken.append(f"{page.name}: {link} is no address")
+                continue
+            if parts.scheme or parts.netloc:
+                if parts.scheme in ("", "http", "https") and not re.fullmatch(
+                    r"[\w.-]+(:\d+)?", parts.netloc
+                ):
+                    broken.append(f"{page.name}: {link} is no address")
+                continue
+            target = page.parent / unquote(parts.path) if parts.path else page
+            part = parts.fragment
+            if not target.exists():
+                broken.append(f"{page.name}: there is no file {unquote(parts.path)}")
+            elif part and target.suffix == ".html" and not parsed(target).has(part):
+                broken.append(f"{page.name}: {target.name} has no part #{unquote(part)}")
+    return broken
+
+
+@dataclass
+class _Page(HTMLParser):
+    """The links of an HTML file, and the parts of it that a link can name."""
+
+    links: list[str] = field(default_factory=list)
+    parts: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def has(self, part: str) -> bool:
+        """Whether a browser finds the part: by its name as it is written, or decoded."""
+        return not {part, unquote(part)}.isdisjoint(self.parts | {"top"})
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value and tag != "base":
+                self.links.append(value)
+            elif (name == "id" or (name == "name" and tag == "a")) and value:
+                self.parts.add(value)
+
+
+def _linked(page: str, names: list[str]) -> str:
+    """The page with its links to the gallery's notebooks leading to their pages."""
+    known = "|".join(map(re.escape, names))
+    return re.sub(rf'(<a [^>]*href="(?:\./)?(?:{known}))\.ipynb(?=["#])', r"\1.html", page)
+
+
+def _write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)

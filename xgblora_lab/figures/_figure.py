@@ -1,0 +1,61 @@
+"""`Figure`: a plotly figure and its text twin, one sentence or two with the numbers and a small table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from xgblora_lab.figures._style import layout, say
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What every function of `xgblora_lab.figures` returns.
+
+    In a notebook it shows itself: the plot, and below it the text. `print(figure)` gives the text and the
+    table, for a log or a screen reader.
+    """
+
+    plot: go.Figure
+    text: str  # what the plot shows, in words, with its numbers
+    table: pd.DataFrame  # the numbers
+    frame_texts: tuple[str, ...] = ()  # one sentence per frame of a figure that scrubs
+
+    def __str__(self) -> str:
+        return self.text if self.table.empty else f"{self.text}\n{self.table.to_string(index=False)}"
+
+    def scrub(self, frame: int, target: go.Figure | None = None) -> str:
+        """Put one frame on the plot, in place, and return its sentence.
+
+        Only the traces that change are touched, and nothing is computed, so a slider may call it at every
+        move. `target`: a figure (or `FigureWidget`) made from `plot`, where it is not `plot` itself.
+        """
+        chosen = self.plot.frames[frame]
+        drawn = self.plot if target is None else target
+        with drawn.batch_update():
+            for index, trace in zip(chosen.traces, chosen.data, strict=True):
+                drawn.data[index].update({k: v for k, v in trace.to_plotly_json().items() if k != "type"})
+        return self.frame_texts[frame]
+
+    def show(self, *args: Any, **kwargs: Any) -> None:
+        self.plot.show(*args, **kwargs)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.plot)
+        display({"text/plain": self.text, "text/markdown": f"*{self.text}*"}, raw=True)
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        bundle = self.plot._repr_mimebundle_(*args, **kwargs)
+        return {**(bundle or {}), "text/plain": str(self)}
+
+
+def blank(title: str, message: str) -> Figure:
+    """A figure that says why there is nothing to draw, and what to do."""
+    plot = say(layout(go.Figure(), title, height=320), message)
+    plot.update_xaxes(visible=False).update_yaxes(visible=False)
+    return Figure(plot, message, pd.DataFrame())

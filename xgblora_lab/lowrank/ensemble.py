@@ -1,0 +1,263 @@
+"""The accumulated update: every merged booster by round and module, in float32, and what can be done with it.
+
+The ensemble is the truth; live weights follow from it and the base (`weights.py`). Axis letters: `d` out,
+`k` in, `R` factors in all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.files import load_tensors, replaced_folder, save_tensors, write_json
+from xgblora_lab.lowrank import spectra
+from xgblora_lab.lowrank.linear import find_modules, head_names, head_parameters, is_linear, weight_shape
+from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
+
+FORMAT = 1
+
+
+class Ensemble:
+    """Boosters of all rounds.
+
+    shapes: module name -> (d, k).
+    additive: True where rounds add up (boosting); False where each round's factors replace the one before
+        (LoRA and its kin, whose factors are trained on and on).
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], additive: bool = True) -> None:
+        self.shapes = {name: (int(d), int(k)) for name, (d, k) in shapes.items()}
+        self.additive = additive
+        self.version = 0  # counts what changed rounds that were there already
+        self._rounds: list[dict[str, tuple[Tensor, Tensor]]] = []
+
+    def __len__(self) -> int:
+        """The number of rounds, T."""
+        return len(self._rounds)
+
+    def __getitem__(self, index: int) -> Boosters:
+        """The boosters of one round: module name -> (B (d, r), A (r, k)); empty where it was dropped."""
+        return dict(self._rounds[index])
+
+    def __repr__(self) -> str:
+        kind = "boosters" if self.additive else "adapters"
+        return f"Ensemble({len(self)} rounds of {kind} on {len(self.shapes)} modules)"
+
+    def append(self, boosters: Boosters) -> None:
+        """Add the boosters of a new round (scale and shrinkage folded into B)."""
+        for name, (B, A) in boosters.items():
+            d, k = self._shape(name)
+            if B.shape[0] != d or A.shape[1] != k or B.shape[1] != A.shape[0]:
+                raise ValueError(
+                    f"A booster on {name!r} needs B ({d}, r) and A (r, {k}); "
+                    f"got {tuple(B.shape)} and {tuple(A.shape)}."
+                )
+        self._rounds.append({n: (B.detach().cpu(), A.detach().cpu()) for n, (B, A) in boosters.items()})
+
+    def drop(self, index: int) -> None:
+        """Take one round's boosters out of the sum; the other rounds keep their numbers."""
+        if not self.additive:
+            raise ValueError(
+                "A LoRA's rounds replace one another; only the rounds of boosting can be dropped."
+            )
+        self._round(index)
+        self._rounds[index] = {}
+        self.version += 1
+
+    def truncate(self, rounds: int) -> None:
+        """Forget every round from `rounds` on."""
+        if rounds < len(self):
+            del self._rounds[self._upto(rounds) :]
+            self.version += 1
+
+    def active(self, upto: int | None = None) -> list[Boosters]:
+        """The rounds whose sum is the update after `upto` rounds: all of them, or a LoRA's last."""
+        stop = self._upto(upto)
+        return list(self._rounds[:stop] if self.additive else self._rounds[max(stop - 1, 0) : stop])
+
+    def factors(self, module: str, upto: int | None = None) -> tuple[Tensor, Tensor]:
+        """(B (d, R), A (R, k)) with the accumulated update B @ A after `upto` rounds (default: all)."""
+        d, k = self._shape(module)
+        pairs = [boosters[module] for boosters in self.active(upto) if module in boosters]
+        if not pairs:
+            return torch.zeros(d, 0), torch.zeros(0, k)
+        return torch.cat([B for B, _ in pairs], 1), torch.cat([A for _, A in pairs], 0)
+
+    def update(self, module: str, upto: int | None = None) -> Tensor:
+        """The accumulated update ΔW (d, k) after `upto` rounds."""
+        B, A = self.factors(module, upto)
+        return B @ A
+
+    def spectrum(self, module: str, upto: int | None = None) -> Tensor:
+        """Singular values of the accumulated update, descending, at most min(d, k, R) of them."""
+        return spectra.singular_values(*self.factors(module, upto))
+
+    def spectra(self, module: str) -> Tensor:
+        """Singular values after every round: (T + 1, R), row 0 the base's zeros, padded with zeros.
+
+        Additive ensembles need one QR for all rounds (`spectra.staged_singular_values`).
+        """
+        if self.additive:
+            counts = [0]
+            for boosters in self._rounds:
+                counts.append(counts[-1] + (boosters[module][0].shape[1] if module in boosters else 0))
+            return spectra.staged_singular_values(*self.factors(module), counts)
+        rows = [self.spectrum(module, t) for t in range(len(self) + 1)]
+        width = max(len(row) for row in rows)
+        return torch.stack([nn.functional.pad(row, (0, width - len(row))) for row in rows])
+
+    def times_chosen(self, module: str, upto: int | None = None) -> int:
+        """In how many of the first `upto` rounds the module got a booster."""
+        return sum(module in boosters for boosters in self._rounds[: self._upto(upto)])
+
+    def apply(self, model: nn.Module, upto: int | None = None) -> LiveWeights:
+        """Replay onto a fresh base: adds the update after `upto` rounds to the model's weights, in place.
+
+        Returns the `LiveWeights`, whose `restore()` takes it back bit for bit.
+        """
+        modules = find_modules(model, sorted(self.shapes))
+        for name, shape in self.shapes.items():
+            if name not in modules or weight_shape(modules[name]) != shape:
+                found = weight_shape(modules[name]) if name in modules else "no such linear map"
+                raise ValueError(
+                    f"This ensemble was made on another model: {name!r} is {shape} here, {found} there."
+                )
+        weights = LiveWeights(modules)
+        weights.replay(self.active(upto))
+        return weights
+
+    # Files
+
+    def save(self, folder: str | Path) -> None:
+        """Write `ensemble.json` and one safetensors file per round; an older ensemble there is replaced."""
+        with replaced_folder(folder, "ensemble.json") as partial:
+            for index in range(len(self)):
+                self.save_round(partial, index)
+            self.save_index(partial)
+
+    def save_round(self, folder: str | Path, index: int) -> None:
+        """Write the boosters of one round under its number."""
+        tensors: dict[str, Tensor] = {}
+        for name, (B, A) in self._rounds[index].items():
+            tensors |= {f"{name}.B": B, f"{name}.A": A}
+        save_tensors(Path(folder) / _round_file(index), tensors)
+
+    def save_index(self, folder: str | Path) -> None:
+        """Write what is common to all rounds and their number."""
+        meta = {"format": FORMAT, "rounds": len(self), "additive": self.additive, "shapes": self.shapes}
+        write_json(Path(folder) / "ensemble.json", meta)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Ensemble:
+        """Read what `save` wrote. FileNotFoundError or ValueError say what is missing or wrong."""
+        folder = Path(folder)
+        if not (folder / "ensemble.json").is_file():
+            raise FileNotFoundError(
+                f"No ensemble in {folder}: ensemble.json is missing; give a folder that save() wrote."
+            )
+        meta = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"{folder} has format {meta.get('format')}; this version reads format {FORMAT}.")
+        ensemble = cls({n: (s[0], s[1]) for n, s in meta["shapes"].items()}, meta["additive"])
+        for index in range(meta["rounds"]):
+            tensors = load_tensors(folder / _round_file(index))
+            names = {key[:-2] for key in tensors}
+            ensemble.append({n: (tensors[f"{n}.B"], tensors[f"{n}.A"]) for n in sorted(names)})
+        return ensemble
+
+    def export_peft(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        rank: int | None = None,
+        base: str = "",
+        upto: int | None = None,
+    ) -> dict[str, Any]:
+        """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
+
+        rank: None keeps every factor (exact; at most min(d, k) of them); a number truncates each module's
+            update to its best approximation of that rank (Eckart–Young).
+        base: name or folder of the base model, written into the adapter's configuration.
+        Returns {"rank": largest rank written, "relative_error": {module: ‖ΔW − written‖/‖ΔW‖}}.
+        A trained classifier head goes along (PEFT's `modules_to_save`).
+        """
+        from peft import LoraConfig
+
+        if rank is not None and rank < 1:
+            raise ValueError(
+                f"The adapter's rank must be at least 1, got {rank}; leave it out for the exact update."
+            )
+        tensors: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
+        errors: dict[str, float] = {}
+        for name in self.shapes:
+            B, A = self.factors(name, upto)
+            if B.shape[1] == 0:
+                continue
+            limit = min(*self.shapes[name], B.shape[1] if rank is None else rank)
+            errors[name] = 0.0
+            if B.shape[1] > limit:
+                U, s, Vh = spectra.svd(B, A)
+                errors[name] = float((s[limit:].square().sum() / s.square().sum().clamp_min(1e-300)).sqrt())
+                root = s[:limit].sqrt()
+                B, A = (U[:, :limit] * root), root[:, None] * Vh[:limit]
+            ranks[name] = B.shape[1]
+            tensors[f"base_model.model.{name}.lora_A.weight"] = A.float().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().contiguous()
+        if not ranks:
+            raise ValueError("The ensemble is empty: run at least one round before exporting it.")
+        heads = head_parameters(model)
+        saved = sorted({n for n in head_names(model) if any(p.startswith(n + ".") for p in heads)})
+        tensors |= {f"base_model.model.{n}": p.detach().float().cpu().contiguous() for n, p in heads.items()}
+        config = LoraConfig(
+            task_type=_task_type(model),
+            base_model_name_or_path=base or str(getattr(model, "name_or_path", "")),
+            r=max(ranks.values()),
+            lora_alpha=max(ranks.values()),
+            rank_pattern=ranks,
+            alpha_pattern=ranks,  # alpha = rank: a scale of 1, the scale is in the factors already
+            target_modules=sorted(ranks),
+            modules_to_save=saved or None,
+            fan_in_fan_out=any(
+                is_linear(m) and not isinstance(m, nn.Linear)
+                for m in find_modules(model, sorted(ranks)).values()
+            ),
+            inference_mode=True,
+        )
+        with replaced_folder(folder, "adapter_config.json") as partial:
+            config.save_pretrained(str(partial))
+            save_tensors(partial / "adapter_model.safetensors", tensors)
+        return {"rank": max(ranks.values()), "relative_error": errors}
+
+    def _shape(self, module: str) -> tuple[int, int]:
+        if module not in self.shapes:
+            raise KeyError(
+                f"No module {module!r} in this ensemble; it has {', '.join(list(self.shapes)[:6])}, …"
+            )
+        return self.shapes[module]
+
+    def _round(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
+        return self._rounds[index]
+
+    def _upto(self, upto: int | None) -> int:
+        if upto is not None and not 0 <= upto <= len(self):
+            raise IndexError(f"upto={upto} is out of range: {len(self)} rounds are there, 0 means the base.")
+        return len(self) if upto is None else upto
+
+
+def _round_file(index: int) -> str:
+    return f"rounds/{index:05d}.safetensors"
+
+
+def _task_type(model: nn.Module) -> str | None:
+    name = type(model).__name__
+    kinds = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+    kinds["ForConditionalGeneration"] = "SEQ_2_SEQ_LM"
+    return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)

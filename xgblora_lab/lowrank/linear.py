@@ -1,0 +1,142 @@
+"""One trainable low-rank pair on one linear map, attached by a forward hook.
+
+The model keeps its class, its names and its `state_dict`: nothing is replaced. A linear map is anything whose
+weight is applied as y = x Wᵀ (`nn.Linear`, and whatever quantised libraries derive from it) or as y = x W
+(GPT-2's transposed `Conv1D`). Axis letters: `d` out, `k` in, `r` rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # By name along the class hierarchy: importing transformers for an isinstance would cost seconds.
+    return any(
+        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a booster can be attached to `module`."""
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(d, k): outputs and inputs of the linear map, whatever the layout or packing of its weight."""
+    if _is_conv1d(module):
+        k, d = module.weight.shape  # type: ignore[misc]
+        return int(d), int(k)
+    return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+
+
+def oriented(module: nn.Module, stored: Tensor) -> Tensor:
+    """A view of a tensor stored like the module's weight as (d, k)."""
+    return stored.T if _is_conv1d(module) else stored
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """A view of the weight as (d, k)."""
+    return oriented(module, module.weight)  # type: ignore[arg-type]
+
+
+def can_merge(module: nn.Module) -> bool:
+    """Whether the weight is stored in floating point, (d, k) or transposed; quantised ones are not."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return (
+        weight.is_floating_point()
+        and weight.ndim == 2
+        and tuple(dense_weight(module).shape) == weight_shape(module)
+    )
+
+
+def factor_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of boosters on `module`: float32, or float64 on a float64 base (used by exact tests)."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
+    """Add B @ A, (d, r) @ (r, k), to the live weight in place, in the weight's own dtype."""
+    weight = dense_weight(module).data
+    weight.addmm_(B.to(weight), A.to(weight))
+
+
+def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Module]:
+    """The linear maps to adapt, by name, in the model's order.
+
+    targets: `"all-linear"`, every linear map of the backbone (not the output layer or a task head);
+        `"attention"`, those inside a component whose name contains "attn" or "attention"; or names: a full
+        name, its last components (`"q_proj"`, `"mlp.down_proj"`), or a pattern (`"*.layers.0.*"`). One name
+        or a sequence of them.
+    Errors: ValueError where a name matches no linear map, and where a weight is tied to another module's
+        (a booster on one would change the other).
+    """
+    linear = {name: m for name, m in model.named_modules() if name and is_linear(m)}
+    if isinstance(targets, str):
+        targets = [targets]
+    chosen: set[str] = set()
+    for target in targets:
+        if target in ("all-linear", "attention"):
+            outside = set(head_names(model))
+            found = [n for n in linear if not any(n == h or n.startswith(h + ".") for h in outside)]
+            if target == "attention":
+                found = [n for n in found if "attn" in n.lower() or "attention" in n.lower()]
+        else:
+            found = [n for n in linear if n == target or n.endswith("." + target) or fnmatchcase(n, target)]
+        if not found:
+            some = ", ".join(list(linear)[:6]) or "none at all"
+            raise ValueError(
+                f"No linear map of {type(model).__name__} matches {target!r}. Accepted are 'all-linear', "
+                f"'attention', names, their last parts, and patterns with *. Linear maps here: {some}, …"
+            )
+        chosen.update(found)
+    modules = {name: m for name, m in linear.items() if name in chosen}
+    _refuse_tied(model, modules)
+    return modules
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the modules outside the backbone: the output layer, a classifier; none for a plain module."""
+    prefix = getattr(model, "base_model_prefix", "")
+    names = []
+    if prefix and hasattr(model, prefix):
+        names = [
+            n
+            for n, child in model.named_children()
+            if n != prefix and next(child.parameters(), None) is not None
+        ]
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return names + [n for n, m in model.named_modules() if m is output and n not in names]
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a task head by name: outside the backbone, and not the language model's output layer."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    kept = {id(p) for p in output.parameters()} if output is not None else set()
+    prefix = getattr(model, "base_model_prefix", "")
+    kept |= {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n.startswith(f"{prefix}.")}
+    heads = tuple(f"{name}." for name in head_names(model))
+    return (
+        {n: p for n, p in model.named_parameters() if n.startswith(heads) and id(p) not in kept}
+        if heads
+        else {}
+    )
+
+
+def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, module in modules.items():
+        names = owners.get(id(module.weight), [])
+        if len(names) > 1:
+            other = next(n for n in names if n != f"{name}.weight")
+            raise ValueError(
+                f"The weight of {name!r} is tied to {other!r}: a booster on one would change the other. "
+                f"Leave {name!r} out of the targets, or untie the weights first."
+            )

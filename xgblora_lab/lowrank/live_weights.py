@@ -1,0 +1,115 @@
+"""The live weights: a snapshot of the base, and every round's weights as a replay of merges onto it.
+
+The order of roundings is part of the contract. Boosters are added one round after another to a master copy in
+float32 (the weight itself where the base is float32), and a half-precision weight is the master rounded once.
+A replay makes the same additions in the same order, so rewinding is bit-exact on the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.lowrank.booster import LowRank
+from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, oriented
+
+Boosters = Mapping[str, tuple[Tensor, Tensor]]  # module name -> (B (d, r), A (r, k)) of one round
+
+
+class LiveWeights:
+    """Merges boosters into modules and takes them back.
+
+    modules: linear maps by name. The base is copied to the CPU when a module is first merged into, so a
+    method that never merges pays nothing. A weight that cannot be added to (packed, quantised) keeps its
+    boosters in a frozen hook instead.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = dict(modules)
+        self._base: dict[str, Tensor] = {}  # (as stored), CPU
+        self._master: dict[str, Tensor] = {}  # (d, k), float32, half-precision bases only
+        self._beside: dict[str, LowRank] = {}  # boosters of weights that cannot be merged into
+
+    def snapshot(self) -> None:
+        """Copy the base of every module now (a method that trains the weights themselves needs it)."""
+        for name in self.modules:
+            self._keep(name)
+
+    def base(self, name: str) -> Tensor:
+        """The base weight of a module as (d, k), on the CPU."""
+        module = self.modules[name]
+        if name not in self._base:
+            return dense_weight(module).detach().cpu()
+        return oriented(module, self._base[name])
+
+    def merge(self, boosters: Boosters) -> None:
+        """Add one round's boosters to the live weights."""
+        for name, (B, A) in boosters.items():
+            module = self.modules[name]
+            if not can_merge(module):
+                self._add_beside(name, B, A)
+                continue
+            self._keep(name)
+            weight = dense_weight(module).data
+            master = self._master.get(name, weight)
+            master.addmm_(B.to(master), A.to(master))
+            if master is not weight:
+                weight.copy_(master)
+
+    def replay(self, rounds: Iterable[Boosters]) -> None:
+        """Make the live weights the base plus these rounds, in this order."""
+        self.restore()
+        for boosters in rounds:
+            self.merge(boosters)
+
+    def restore(self) -> None:
+        """Make the live weights the base again, bit for bit."""
+        for name, base in self._base.items():
+            module = self.modules[name]
+            module.weight.data.copy_(base)  # type: ignore[operator]
+            if name in self._master:
+                self._master[name].copy_(dense_weight(module).data)
+        for booster in self._beside.values():
+            booster.detach()
+        self._beside.clear()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever happens to the live weights inside the block, they are as before after it."""
+        live = {n: m.weight.detach().clone() for n, m in self.modules.items()}  # type: ignore[operator]
+        master = {n: w.clone() for n, w in self._master.items()}
+        beside = {n: (b.B.detach(), b.A.detach()) for n, b in self._beside.items()}
+        try:
+            yield
+        finally:
+            self.restore()
+            for name, weight in live.items():
+                self.modules[name].weight.data.copy_(weight)  # type: ignore[operator]
+            for name, value in master.items():
+                self._master[name].copy_(value)
+            for name in [n for n in self._master if n not in master]:  # first merged into inside the block
+                del self._master[name]
+            for name, (B, A) in beside.items():
+                self._add_beside(name, B, A)
+
+    def _keep(self, name: str) -> None:
+        module = self.modules[name]
+        if name not in self._base and can_merge(module):
+            weight: Tensor = module.weight.detach()  # type: ignore[operator]
+            self._base[name] = weight.to("cpu", copy=True)
+        if name not in self._master and can_merge(module) and factor_dtype(module) != module.weight.dtype:
+            self._master[name] = dense_weight(module).detach().to(torch.float32, copy=True)
+
+    def _add_beside(self, name: str, B: Tensor, A: Tensor) -> None:
+        module = self.modules[name]
+        device = module.weight.device
+        B, A = B.to(device), A.to(device)  # type: ignore[arg-type]
+        if name in self._beside:
+            old = self._beside[name]
+            old.detach()
+            B, A = torch.cat([old.B.detach(), B], 1), torch.cat([old.A.detach(), A], 0)
+        self._beside[name] = LowRank(A, B).requires_grad_(False)
+        self._beside[name].attach(module)

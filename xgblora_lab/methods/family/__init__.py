@@ -1,0 +1,1 @@
+"""The other methods of the literature, one file each, and what they share."""

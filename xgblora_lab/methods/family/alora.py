@@ -1,0 +1,157 @@
+"""ALoRA: ranks that nobody misses move to where every rank is missed (Liu et al. 2024, arXiv 2403.16187)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from xgblora_lab.lowrank.booster import LowRank, init_A
+from xgblora_lab.lowrank.linear import weight_shape
+from xgblora_lab.methods.lora import LoRA
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench.bench import Bench
+
+
+class Switched(LowRank):
+    """A booster whose ranks can be switched off for a look; `mask` (r,) is 1 or 0 by rank, None all on."""
+
+    mask: Tensor | None = None
+
+    def gates(self) -> Tensor | None:
+        return self.mask
+
+
+@dataclass
+class ALoRA(LoRA):
+    """LoRA that switches off one rank at a time to see whether the model gets worse, takes the ranks that
+    nobody misses and gives as many new ones to the modules that lost none.
+
+    A rank's score (AB-LoRA) is the loss without it minus the loss with it alone, on a fixed batch of training
+    rows, so that dev and test stay clean (the paper uses dev rows). The lowest are removed with their Adam
+    moments; new ranks have B = 0, so growth changes nothing at that instant. The scale stays that of the
+    starting rank: it must not jump when a rank moves. A module may lose all its ranks.
+
+    rank: of every module at the start, and on average for good (the paper's is 8).
+    every: rounds between reallocations; the first is at the start of round `every` (our choice).
+    reallocations: how many there are at most (the paper's 8).
+    moved: part of all ranks that moves in one (1/8: one per module at the paper's rank; its text leaves open
+        whether that is meant).
+    score_rows: rows of the fixed batch, the first of the training split (the paper's 32).
+
+    Beyond LoRA it costs two forwards of the fixed batch per rank and reallocation, counted in the record.
+    """
+
+    every: int = 2
+    reallocations: int = 8
+    moved: float = 1 / 8
+    score_rows: int = 32
+
+    name: ClassVar[str] = "alora"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, least in (("every", 1), ("reallocations", 0), ("score_rows", 1)):
+            if getattr(self, option) < least:
+                raise ValueError(
+                    f"{option} must be a whole number from {least}, got {getattr(self, option)}."
+                )
+        if not 0 < self.moved < 1:
+            raise ValueError(f"moved is a part of all ranks, above 0 and below 1; got {self.moved}.")
+
+    def scale_of(self, rank: int) -> float:
+        return super().scale_of(self.rank)
+
+    def start(self, bench: Bench) -> None:
+        super().start(bench)
+        self.grown = 0  # numbers that this round's new ranks added
+
+    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
+        fresh = super().make_boosters(bench)
+        return {name: Switched(b.A.detach(), b.B.detach(), b.scale) for name, b in fresh.items()}
+
+    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+        self.grown = 0
+        if index and index % self.every == 0 and index // self.every <= self.reallocations:
+            self.reallocate(bench, index)
+        return self.boosters
+
+    def new_parameters(self, index: int) -> int:
+        return super().new_parameters(index) if index == 0 else self.grown
+
+    def reallocate(self, bench: Bench, index: int) -> None:
+        """Score, prune and grow, deterministically in (state, seed, index)."""
+        scores = self.scores(bench)
+        count = max(1, round(self.moved * self.rank * len(scores)))
+        kept, added = plan(scores, count)
+        generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + index)
+        rows = {
+            name: init_A(self.init, n, weight_shape(bench.modules[name])[1], generator)
+            for name, n in added.items()
+        }
+        state = self.state()
+        self.load_state({key: resized_tensor(key, value, kept, rows) for key, value in state.items()})
+        self.grown = sum(n * sum(weight_shape(bench.modules[name])) for name, n in added.items())
+
+    def scores(self, bench: Bench) -> dict[str, Tensor]:
+        """AB-LoRA scores (r,) by module: high where a rank is missed and helps alone."""
+        size, rows = bench.trainer.batch_size, range(min(self.score_rows, bench.task.size("train")))
+        batches = [bench.task.batch("train", rows[i : i + size]) for i in rows[::size]]
+        boosters = {n: b for n, b in self.boosters.items() if isinstance(b, Switched)}
+        scores = {name: torch.zeros(b.rank, dtype=torch.float64) for name, b in boosters.items()}
+        try:
+            for on in (True, False):  # all but one, then one alone
+                for booster in boosters.values():
+                    booster.mask = booster.A.new_full((booster.rank,), float(on))
+                for name, booster in boosters.items():
+                    assert booster.mask is not None
+                    for i in range(booster.rank):
+                        booster.mask[i] = float(not on)
+                        loss = bench.probe_forward(batches)
+                        booster.mask[i] = float(on)
+                        scores[name][i] += loss if on else -loss
+        finally:
+            for booster in boosters.values():
+                booster.mask = None
+        return scores
+
+
+def plan(scores: Mapping[str, Tensor], count: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """(ranks kept by module, number of new ranks by module) when the `count` lowest scores are pruned.
+
+    The modules that lost none share the new ranks evenly, the remainder going to the highest mean scores;
+    where every module lost one, none are added and the total shrinks. One rank is always left.
+    """
+    names = list(scores)
+    flat = torch.cat([scores[name] for name in names])
+    count = min(count, len(flat) - 1)
+    alive = torch.ones(len(flat), dtype=torch.bool)
+    alive[flat.argsort(stable=True)[:count]] = False
+    parts = dict(zip(names, alive.split([len(scores[n]) for n in names]), strict=True))
+    kept = {name: part.nonzero()[:, 0] for name, part in parts.items()}
+    whole = [name for name in names if parts[name].all() and len(parts[name])]
+    whole.sort(key=lambda name: -float(scores[name].mean()))
+    share, rest = divmod(count, len(whole)) if whole else (0, 0)
+    added = {name: share + (place < rest) for place, name in enumerate(whole)}
+    return kept, {name: n for name, n in added.items() if n}
+
+
+def resized_tensor(key: str, value: Tensor, kept: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of the method's state without the pruned ranks and with new ones, which are 0 but for A's.
+
+    kept: ranks kept by module. rows: new rows (n, k) of A by module. Moments are shaped like their factor.
+    """
+    if value.ndim != 2:  # Adam's step counter
+        return value
+    name, factor = key.removeprefix("optimizer/").partition("/")[0].rsplit(".", 1)
+    dim = 0 if factor == "A" else 1
+    old = value.index_select(dim, kept[name])
+    if key == f"{name}.A" and name in rows:
+        return torch.cat([old, rows[name].to(old)], dim)
+    shape = list(old.shape)
+    shape[dim] = len(rows.get(name, ()))
+    return torch.cat([old, old.new_zeros(shape)], dim)

@@ -1,0 +1,178 @@
+"""BeamLoRA: the ranks of an adapter compete, and the weakest restart as copies of the strongest
+(Gu et al. 2025, arXiv 2502.13604; details from the authors' code, gccnlp/BeamLoRA).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from xgblora_lab.lowrank.booster import LowRank
+from xgblora_lab.methods.lora import LoRA
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench.bench import Bench
+
+SCOPES = ("global", "module")
+MOMENTS = ("inherit", "keep", "zero")
+
+
+class Competing(LowRank):
+    """A booster whose gates are r·softmax(scores / tau): positive, and r in all, whatever the scores."""
+
+    tau = 0.05
+
+    def gates(self) -> Tensor:
+        assert self.gate is not None
+        return self.rank * torch.softmax(self.gate / self.tau, dim=0)
+
+
+@dataclass
+class BeamLoRA(LoRA):
+    """LoRA whose ranks compete inside each adapter: every so often the weakest are thrown out and restart as
+    slightly older copies of the strongest, so good ideas get more room while the size stays the same.
+
+    The update is s·B diag(r·softmax(scores/tau)) A, with one trained score per rank, 0 at the start (so it
+    starts as LoRA). An event finds the weak ranks: those beyond the largest gates that make up the share p of
+    all gates. Each takes the factors that a strong rank of its module had half a period ago, and both take
+    the mean of their scores. An event changes the function. Defaults are the released script's.
+
+    tau: temperature of the softmax; lower makes the competition fiercer.
+    top_p: p at the start; it rises to 1, where nothing is weak, along a half cosine.
+    top_p_until: the part of the run over which p rises.
+    beam_every: steps between events, T; below 1 a part of the run. No event in the last T steps.
+    scope: `"global"` compares gates over all modules, `"module"` within each. No more than half of a module's
+        ranks restart in one event (our limit: beyond it a rank could be both weak and strong).
+    moments: Adam's moments of a restarted pair: `"inherit"` the strong rank's of half a period ago (what the
+        authors intend), `"keep"` the weak one's (what their code does, a write of it being lost), `"zero"`.
+        The moments of the scores of a module are zeroed in any case.
+
+    Beyond LoRA it costs one number per rank, and a copy of adapter and moments on the CPU; no pass.
+    """
+
+    tau: float = 0.05
+    top_p: float = 0.95
+    top_p_until: float = 2 / 3
+    beam_every: float = 0.08
+    scope: str = "global"
+    moments: str = "inherit"
+
+    name: ClassVar[str] = "beamlora"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, accepted in (("scope", SCOPES), ("moments", MOMENTS)):
+            if getattr(self, option) not in accepted:
+                raise ValueError(
+                    f"Unknown {option} {getattr(self, option)!r}; accepted: {', '.join(accepted)}."
+                )
+        if not self.tau > 0:
+            raise ValueError(f"tau must be positive, got {self.tau}.")
+        for option in ("top_p", "top_p_until"):
+            if not 0 < getattr(self, option) <= 1:
+                raise ValueError(f"{option} must be above 0 and at most 1, got {getattr(self, option)}.")
+        T = self.beam_every
+        if not (0 < T < 1 or (T >= 2 and int(T) == T)):
+            raise ValueError(
+                f"beam_every is a whole number of steps from 2 or a fraction below 1, got {T!r}."
+            )
+
+    def start(self, bench: Bench) -> None:
+        super().start(bench)
+        self.snapshot: dict[str, Tensor] = {}  # the state half a period before the next event
+
+    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
+        boosters: dict[str, LowRank] = {}
+        for name, b in super().make_boosters(bench).items():
+            scores = b.A.new_zeros(self.rank).detach()
+            boosters[name] = booster = Competing(b.A.detach(), b.B.detach(), b.scale, scores)
+            booster.tau = self.tau
+        return boosters
+
+    def period(self, steps: int) -> int:
+        """Steps between events, at least 2."""
+        return max(2, round(self.beam_every * steps)) if self.beam_every < 1 else int(self.beam_every)
+
+    def share(self, step: int, steps: int) -> float:
+        """p after `step` of `steps` steps: from top_p to 1."""
+        progress = min(1.0, step / (self.top_p_until * steps))
+        return 1 - (1 - self.top_p) * (1 + math.cos(math.pi * progress)) / 2
+
+    def after_step(self, bench: Bench) -> None:
+        done, T = bench.trained_steps + 1, self.period(bench.steps)
+        if done % T == T // 2:
+            self.snapshot = super().state()
+        elif done % T == 0 and bench.steps - done >= T:
+            self.compete(bench, done)
+
+    @torch.no_grad()
+    def compete(self, bench: Bench, done: int) -> None:
+        """One event after `done` steps."""
+        gates = [booster.gates().detach().cpu() for booster in self.competing().values()]
+        p = self.share(done, bench.steps)
+        compared = [gates] if self.scope == "global" else [[gate] for gate in gates]
+        counts = [count for group in compared for count in weak_counts(group, p)]
+        generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + done + 300_007)
+        for name, gate, count in zip(self.boosters, gates, counts, strict=True):
+            count = min(count, self.rank // 2)
+            if count:
+                order = gate.argsort(descending=True, stable=True)
+                strong = order[:count][torch.randperm(count, generator=generator)]
+                self.restart(name, order[-count:], strong)
+
+    def restart(self, name: str, weak: Tensor, strong: Tensor) -> None:
+        """In one module make the weak ranks the older copies of the strong ones, pair by pair."""
+        booster = self.competing()[name]
+        scores = booster.gate
+        assert scores is not None
+        assert self.optimizer is not None
+        for factor, parameter in (("A", booster.A), ("B", booster.B)):
+            overwrite(factor, parameter.data, weak, self.snapshot[f"{name}.{factor}"], strong)
+            for key, moment in self.optimizer.state[parameter].items():
+                if moment.ndim < 2 or self.moments == "keep":  # the step counter, or as the released code
+                    continue
+                source = self.snapshot[f"optimizer/{name}.{factor}/{key}"]
+                overwrite(factor, moment, weak, source * (self.moments == "inherit"), strong)
+        mean = (scores[weak] + scores[strong]) / 2
+        scores[weak] = mean
+        scores[strong] = mean
+        for moment in self.optimizer.state[scores].values():
+            if moment.ndim == 1:
+                moment.zero_()
+
+    def competing(self) -> dict[str, Competing]:
+        """The boosters by module, as what they are."""
+        return {name: b for name, b in self.boosters.items() if isinstance(b, Competing)}
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"snapshot/{key}": value for key, value in self.snapshot.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
+        prefix = "snapshot/"
+        self.snapshot = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def weak_counts(gates: Sequence[Tensor], p: float) -> list[int]:
+    """How many weak ranks each module has, from the gates (r,) of the modules that are compared.
+
+    Sorted from the largest, a rank is weak from where the running sum exceeds the share p of the whole on.
+    """
+    if p >= 1:  # rounding could find one
+        return [0] * len(gates)
+    values, order = torch.cat(list(gates)).double().sort(descending=True, stable=True)
+    weak = order[values.cumsum(0) > p * len(values)]  # gates are 1 on average
+    owner = torch.repeat_interleave(torch.arange(len(gates)), torch.tensor([len(g) for g in gates]))
+    return torch.bincount(owner[weak], minlength=len(gates)).tolist()
+
+
+def overwrite(factor: str, target: Tensor, weak: Tensor, source: Tensor, strong: Tensor) -> None:
+    """Put the strong ranks of `source` at the weak places of `target`; ranks are A's rows, B's columns."""
+    if factor == "B":
+        target, source = target.T, source.T
+    target[weak] = source[strong].to(target)

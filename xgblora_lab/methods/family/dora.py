@@ -1,0 +1,67 @@
+"""DoRA: direction by LoRA, length by a trained number for each output (Liu et al. 2024, arXiv 2402.09353)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.lowrank.booster import LowRank, row_norms
+from xgblora_lab.lowrank.linear import dense_weight
+from xgblora_lab.methods.lora import LoRA
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.lowrank.live_weights import Boosters
+
+
+class Decomposed(LowRank):
+    """y = c ⊙ (W x + s B A x) + bias with c = magnitude / ‖rows of W + sBA‖, the norm taken as a constant.
+
+    magnitude: (d,), trained, the base's row norms at the start.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float, module: nn.Module) -> None:
+        super().__init__(A, B, scale)
+        self.frozen = row_norms(module, self)
+        self.magnitude = nn.Parameter(self.frozen.clone())
+
+    def ratio(self, module: nn.Module) -> Tensor:
+        """c (d,), with gradient to the magnitude alone (section 4.3 of the paper)."""
+        return self.magnitude / row_norms(module, self, self.frozen)
+
+    def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        bias = getattr(module, "bias", None)
+        mapped = output if bias is None else output - bias
+        mapped = self.ratio(module) * (mapped.to(self.A.dtype) + self(args[0]))
+        return (mapped if bias is None else mapped + bias).to(output.dtype)
+
+
+@dataclass
+class DoRA(LoRA):
+    """LoRA changes each output's direction, one more number its length.
+
+    d numbers for each module beside the pair; the norms of W + sBA cost one more thin product in each forward
+    pass. The accumulated update has full rank: no PEFT LoRA says it, `export_merged` takes it away. A packed
+    weight is refused.
+    """
+
+    name: ClassVar[str] = "dora"
+    low_rank: ClassVar[bool] = False
+
+    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
+        plain = super().make_boosters(bench)
+        return {n: Decomposed(b.A.data, b.B.data, b.scale, bench.modules[n]) for n, b in plain.items()}
+
+    def end_round(self, bench: Bench, index: int) -> Boosters:
+        return {}
+
+    @torch.no_grad()
+    def update(self, bench: Bench, module: str) -> Tensor:
+        booster, base = self.boosters[module], bench.modules[module]
+        assert isinstance(booster, Decomposed)
+        W = dense_weight(base).detach().to(booster.A.dtype)
+        B, A = booster.factors()
+        return (booster.ratio(base)[:, None] * (W + B @ A) - W).cpu()

@@ -1,0 +1,53 @@
+"""The mean gradient of the frozen weights, which some methods look at before they train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.lowrank.booster import watched
+from xgblora_lab.lowrank.linear import factor_dtype, weight_shape
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench.bench import Bench
+
+
+def mean_gradients(bench: Bench, modules: Mapping[str, nn.Module], passes: int) -> dict[str, Tensor]:
+    """∂loss/∂W (d, k) by module, the mean over the batches of the next `passes` steps, on the CPU.
+
+    In float32 (float64 on a float64 base) and the same on all processes: each adds its part of DᵀX, with X
+    (n, k) a module's inputs and D (n, d) the loss's gradient at its outputs. The weights stay frozen, so
+    packed ones work too. A module that the loss does not depend on gets zeros. Costs `passes`
+    forward-backward passes, counted in the record, and d·k numbers per module.
+    Call it where `Bench.probe_gradients` may be called: inside a round, before its first step.
+    Errors: ValueError where a gradient is not finite.
+    """
+    sums = {name: torch.zeros(weight_shape(m), dtype=factor_dtype(m)) for name, m in modules.items()}
+
+    def add(name: str, X: Tensor, D: Tensor) -> None:
+        total = sums[name]
+        total += (D.to(total.dtype).T @ X.to(total.dtype)).cpu()
+
+    with watched(dict(modules), add):
+        bench.probe_gradients(passes)
+    scaler = bench.accelerator.scaler  # fp16 only: the loss was multiplied before its backward pass
+    count = passes * (1.0 if scaler is None else scaler.get_scale())
+    means = {}
+    for name, total in sums.items():
+        means[name] = bench.trainer.summed(total.to(bench.accelerator.device)).cpu() / count
+        if not torch.isfinite(means[name]).all():
+            raise ValueError(
+                f"The gradient of {name!r} is not finite: check the data and the base's loss, or use bf16."
+            )
+    return means
+
+
+def check_passes(passes: int) -> None:
+    """ValueError unless `passes` is a whole number from 1."""
+    if not isinstance(passes, int) or passes < 1:
+        raise ValueError(
+            f"passes, the batches of the gradient, must be a whole number from 1, got {passes!r}."
+        )

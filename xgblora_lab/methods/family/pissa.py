@@ -1,0 +1,55 @@
+"""PiSSA: train the weight's own leading part (Meng, Wang and Zhang 2024, arXiv 2404.02948)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, weight_shape
+from xgblora_lab.methods.family.offset import OffsetLoRA, leading
+
+if TYPE_CHECKING:
+    from xgblora_lab.bench.bench import Bench
+
+
+@dataclass
+class PiSSA(OffsetLoRA):
+    """LoRA that starts as the largest singular directions of W and freezes the rest, instead of starting at
+    zero beside a frozen W.
+
+    With W = U S Vᵀ: s·B₀A₀ is W cut to rank r, B₀ = U√(S/s), A₀ = √(S/s)Vᵀ. lr: 3e-4 by default; the larger
+    the weight's singular values, the further a step goes.
+    Beyond LoRA: one SVD per module at the start, and what `OffsetLoRA` keeps. No pass over data. Needs
+    rank ≤ min(d, k), and weights that are not packed.
+    """
+
+    lr: float = 3e-4
+
+    name: ClassVar[str] = "pissa"
+
+    def check_shapes(self, bench: Bench) -> None:
+        for name, module in bench.modules.items():
+            if not can_merge(module):
+                raise ValueError(
+                    f"PiSSA takes the weight itself apart, but that of {name!r} is packed (quantised): load "
+                    "the model unquantised, or use lora."
+                )
+            directions = min(weight_shape(module))
+            if self.rank > directions:
+                raise ValueError(
+                    f"PiSSA needs rank singular directions of a weight, but {name!r} has {directions}: "
+                    f"use a rank of at most {directions}, or leave it out of the targets."
+                )
+
+    def first_factors(self, bench: Bench) -> dict[str, tuple[Tensor, Tensor]]:
+        factors = {}
+        scale = self.scale_of(self.rank)
+        for name, module in bench.modules.items():
+            weight = dense_weight(module).detach().to("cpu", factor_dtype(module))
+            U, s, V = leading(weight, self.rank, bench.seed)
+            root = s.sqrt() / math.sqrt(scale)
+            factors[name] = (U * root, root[:, None] * V.T)
+        return factors

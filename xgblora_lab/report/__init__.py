@@ -1,0 +1,6 @@
+"""A run or a race as a page or as slides."""
+
+from xgblora_lab.report.page import export_images, report
+from xgblora_lab.report.slides import slides
+
+__all__ = ["export_images", "report", "slides"]

@@ -1,0 +1,159 @@
+"""What a run or a race has to tell: its histories read from disk, and the figures they allow, in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xgblora_lab import figures
+from xgblora_lab.bench.records import History
+from xgblora_lab.figures._read import chosen, label, measured, plural, setting, subject
+
+Source = Any  # a History, a Race, a run's or a race's folder, a JSON file, or a list of these
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of the story."""
+
+    title: str
+    prose: str
+    figures: dict[str, figures.Figure] = field(default_factory=dict)  # short name, for a file → figure
+
+
+def histories(source: Source) -> list[History]:
+    """The histories in a History, a Race, a run's folder, a race's folder, a JSON file, or a list of these.
+
+    A folder holds `race.json` or `history.json`, or folders that do. FileNotFoundError where there is
+    neither, ValueError where a file is not a history.
+    """
+    if isinstance(source, History):
+        return [source]
+    if isinstance(source, str | Path):
+        return _read(Path(source))
+    inside = getattr(source, "histories", source)  # a Race
+    if not isinstance(inside, Iterable):
+        kind = type(source).__name__
+        raise ValueError(f"A report takes histories, a race or the folders of runs, not {kind}.")
+    return [history for part in inside for history in histories(part)]
+
+
+def _read(path: Path) -> list[History]:
+    if path.is_file():
+        return _parse(path)
+    for name in ("race.json", "history.json"):
+        if (path / name).is_file():
+            return _parse(path / name)
+    found = sorted(path.rglob("history.json")) if path.is_dir() else []
+    if not found:
+        raise FileNotFoundError(
+            f"No run in {path}: it holds neither race.json nor history.json. Give the folder that "
+            "Checkpoint(folder), History.save or a race wrote."
+        )
+    return [history for file in found for history in _parse(file)]
+
+
+def _parse(path: Path) -> list[History]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        parts = values.get("histories", [values])
+        return [History.from_dict(part) for part in parts]
+    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not the history of a run or a race: {error}.") from error
+
+
+def sections(runs: list[History], cells: Any = None) -> list[Section]:
+    """Every figure that the histories allow: the race first where there is one, then one run per label.
+
+    `cells`: the table of `figures.boosting_map`, where there is one.
+    """
+    if not runs:
+        raise ValueError("A report needs at least one history: give a run's folder or [bench.history].")
+    told = []
+    if len(runs) > 1:
+        told.append(_race(runs))
+    for run in _one_per_label(runs):
+        told.append(_run(run, alone=len(runs) == 1))
+    if cells is not None:
+        prose = "Races on planted updates, over the steepness of the spectrum and the budget of steps."
+        told.append(Section("When boosting wins", prose, {"map": figures.boosting_map(cells)}))
+    return told
+
+
+def _race(runs: list[History]) -> Section:
+    labels = list(dict.fromkeys(label(h) for h in runs))
+    prose = f"{plural(len(runs), 'run')} of {', '.join(labels)}. Curves show the learning rate that was"
+    prose += " chosen for each; the sweep it was chosen from stands beside them."
+    drawn = {"race": figures.race(runs), "loss": figures.loss(runs), "costs": figures.costs(runs)}
+    return Section("The race", prose, drawn)
+
+
+def _one_per_label(runs: list[History]) -> list[History]:
+    """Of every label its first chosen run."""
+    first: dict[str, History] = {}
+    for run in chosen(runs):
+        first.setdefault(label(run), run)
+    return list(first.values())
+
+
+def _run(run: History, alone: bool) -> Section:
+    drawn = {"loss": figures.loss(run)} if alone else {}
+    has_spectrum = bool(measured(run, "spectrum"))
+    if has_spectrum:
+        drawn |= {"spectrum": figures.spectrum(run), "ranks": figures.ranks(run)}
+    if measured(run, "alignment") or measured(run, "distance"):
+        drawn["alignment"] = figures.alignment(run)
+    if _gains_differ(run):
+        drawn["gains"] = figures.gains(run)
+    if alone:
+        drawn["costs"] = figures.costs(run)
+    prose = f"{plural(len(run), 'round')} of {run.method or 'an unnamed method'}"
+    seed = setting(run, "seed")
+    prose += f", seed {seed}." if seed is not None else "."
+    if not has_spectrum:
+        prose += " No spectrum was measured in this run: the Spectrum() hook adds it."
+    return Section(subject(run), prose, drawn)
+
+
+def _gains_differ(run: History) -> bool:
+    """Whether modules were chosen or credited differently; equal shares of the same modules say nothing."""
+    credited = any(r.measurements.get("gain") for r in run)
+    return credited or len({r.modules for r in run}) > 1
+
+
+def settings_table(runs: list[History]) -> Mapping[str, str]:
+    """Setting → its value, or its values by label where runs differ. Long values are left out."""
+    flat = [{**run.settings, **_mapping(run.settings.get("options"))} for run in runs]
+    hidden = {"options", "versions", "chosen", "truth_spectrum", "left_out", "label", "floor"}
+    names = [n for n in dict.fromkeys(n for values in flat for n in values) if n not in hidden]
+    table = {}
+    for name in names:
+        values = list(dict.fromkeys(_short(values[name]) for values in flat if name in values))
+        table[name] = ", ".join(values) if len(values) <= 8 else f"{len(values)} values"
+    return table
+
+
+def versions(runs: list[History]) -> Mapping[str, str]:
+    """Package → version, as the runs recorded them, and of what drew the page."""
+    import plotly
+
+    from xgblora_lab import __version__
+
+    found: dict[str, str] = {}
+    for run in runs:
+        for name, version in _mapping(run.settings.get("versions")).items():
+            known = found.get(name)
+            found[name] = str(version) if known in (None, str(version)) else f"{known}, {version}"
+    return found | {"xgblora_lab (this page)": __version__, "plotly (this page)": plotly.__version__}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 80 else text[:77] + "…"

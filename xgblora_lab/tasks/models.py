@@ -1,0 +1,276 @@
+"""What is tuned: the lab model, a local folder or a hub id, loaded with the head that a task needs."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from xgblora_lab.tasks.task import Task
+
+LAB = Path(__file__).parents[1] / "lab_model"
+PRETRAIN = "python -m xgblora_lab.lab_model.pretrain"
+
+AUTO_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "prompt-answer": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+}
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+
+
+def load_model(
+    name: str | Path = "lab",
+    task: Any = None,
+    *,
+    kind: str | None = None,
+    num_labels: int | None = None,
+    dtype: str | torch.dtype = "float32",
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Load a model in evaluation mode, with the head that `task` (or `kind`) needs.
+
+    name: "lab" (the embedded model), a `from_pretrained` folder, or a hub id.
+    task: a task of `tasks.load_task`; gives `kind`, the labels and the pad token.
+    kind: "classification", "regression", "causal-lm", "prompt-answer", "seq2seq-lm" or "masked-lm"; default:
+      the task's, else the checkpoint's own language-model kind (`language_model_kind`).
+    num_labels: outputs of a classification head; default: the task's labels, else 2. Regression has one.
+    dtype: of the weights; float32 whatever the checkpoint holds ("auto" keeps the checkpoint's).
+    seed: decides a head that the checkpoint does not hold. The global random state is left as it was.
+
+    Weights are read from safetensors only, and no code of the checkpoint is run. A head that the checkpoint
+    lacks is new and not reported, as that is the point of it; any other missing weight is a ValueError.
+    Raises FileNotFoundError (nothing at `name`) or ValueError, with one sentence each.
+    """
+    import transformers
+
+    config = load_config(name)
+    kind = kind or getattr(task, "kind", None) or language_model_kind(config)
+    if kind not in AUTO_CLASSES:
+        raise ValueError(f"Unknown kind of model {kind!r}; accepted are {', '.join(AUTO_CLASSES)}.")
+    if kind in ("classification", "regression"):
+        _set_labels(config, kind, num_labels, getattr(task, "labels", None))
+    elif {"prompt-answer": "causal-lm"}.get(kind, kind) != language_model_kind(config):
+        # An encoder would load as a causal LM and see the tokens it is to predict.
+        raise ValueError(
+            f"{name} ({config.model_type}) is a {language_model_kind(config)} model and cannot do {kind}; "
+            "give a model of that kind, or a task that this one fits."
+        )
+    _require_lab_weights(name)
+
+    # Only the CPU's generator is forked and seeded: models are built on the CPU.
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.default_generator.manual_seed(seed)
+        try:
+            model, report = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
+                _location(name),
+                config=config,
+                dtype=_dtype(dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # a head for another number of labels; judged in _check_report
+                output_loading_info=True,
+            )
+        except (OSError, ValueError) as error:
+            raise type(error)(
+                f"{name} could not be loaded for {kind}: it needs weights in safetensors files and an "
+                f"architecture that transformers knows for it. transformers says: {_first_line(error)}"
+            ) from error
+    _check_report(name, kind, model, report)
+    pad = getattr(task, "pad_token_id", None)
+    model.config.pad_token_id = _pad_token_id(config) if pad is None else pad
+    return model.eval()
+
+
+def load(
+    model: str | Path = "lab",
+    data: str | Path = "pydocs",
+    *,
+    kind: str | None = None,
+    seed: int = 0,
+    dtype: str | torch.dtype = "float32",
+    **options: Any,
+) -> tuple[PreTrainedModel, Task]:
+    """A model and a task that fit each other, in one call.
+
+    model: as in `load_model`. data: as in `tasks.load_task`, or "planted" (`planted.planted` on the language
+    model). kind: of the task; default: guessed from the data's columns. seed: of a new head and of the
+    planted update; the data's split never depends on it. options: those of `load_task` or `planted`.
+    """
+    if data == "planted":
+        from xgblora_lab.tasks.planted import planted
+
+        base = load_model(model, kind=kind, dtype=dtype, seed=seed)
+        return base, planted(base, seed=seed, **options)
+    from xgblora_lab.tasks.text import load_task
+
+    config = load_config(model)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        options["max_length"] = min(options.get("max_length", 128), positions)
+    encoder_decoder = bool(config.is_encoder_decoder)
+    task = load_task(data, load_tokenizer(model), kind=kind, encoder_decoder=encoder_decoder, **options)
+    return load_model(model, task, dtype=dtype, seed=seed), task
+
+
+def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `name` (as in `load_model`); end-of-text stands in for a missing pad token.
+
+    Raises FileNotFoundError or ValueError with one sentence where there is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    load_config(name)  # says clearly what is wrong with a folder or a hub id
+    folder = _location(name)
+    if Path(folder).is_dir() and not any((Path(folder) / file).exists() for file in TOKENIZER_FILES):
+        hint = f"train it with `{PRETRAIN}`." if name == "lab" else "save the model's tokenizer into it."
+        raise FileNotFoundError(f"{name} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); {hint}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"The tokenizer of {name} could not be read: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of {name} has neither a pad nor an end-of-text token; give it one."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(name: str | Path) -> PretrainedConfig:
+    """The configuration of `name`; FileNotFoundError or ValueError with one sentence where there is none."""
+    from transformers import AutoConfig
+
+    location = _location(name)
+    if Path(location).is_dir() and not (Path(location) / "config.json").exists():
+        if name == "lab":
+            raise FileNotFoundError(f"The lab model is not here; train it with `{PRETRAIN}`.")
+        raise FileNotFoundError(
+            f"{name} is no model folder: it holds no config.json. Give a from_pretrained folder."
+        )
+    try:
+        return AutoConfig.from_pretrained(location, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if "connect" in str(error) or "offline" in str(error):
+            raise OSError(
+                f"The hub could not be reached for {name!r}, and it is not in the local cache; "
+                'use a local folder or the embedded "lab" model.'
+            ) from error
+        raise ValueError(f"{name!r} gives no model configuration: {_first_line(error)}") from error
+
+
+def language_model_kind(config: PretrainedConfig) -> str:
+    """ "seq2seq-lm" for encoder-decoders, "masked-lm" for encoders, "causal-lm" for decoders."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if config.is_encoder_decoder:
+        return "seq2seq-lm"
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return "masked-lm" if masked else "causal-lm"
+
+
+def _location(name: str | Path) -> str:
+    """The folder or hub id that transformers is asked for."""
+    if name == "lab":
+        return str(LAB)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    text = str(name)
+    if (
+        isinstance(name, Path)
+        or path.exists()
+        or text[:1] in ("", ".", "/", "~", "\\")
+        or text.count("/") > 1
+    ):
+        raise FileNotFoundError(f'There is no folder {text!r}; give a model folder, a hub id, or "lab".')
+    return text
+
+
+def _require_lab_weights(name: str | Path) -> None:
+    if name == "lab" and not (LAB / "model.safetensors").exists():
+        raise FileNotFoundError(
+            f"The lab model has no weights here (model.safetensors); train it with `{PRETRAIN}`."
+        )
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r}; accepted are {', '.join(DTYPES)} and auto.")
+    return DTYPES[dtype]
+
+
+def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, labels: Any) -> None:
+    if kind == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+        return
+    if labels and num_labels not in (None, len(labels)):
+        raise ValueError(
+            f"num_labels is {num_labels}, but the task has {len(labels)} labels; leave num_labels out."
+        )
+    config.num_labels = len(labels) if labels else num_labels or 2
+    config.problem_type = "single_label_classification"
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+
+
+def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of the body; warn where a language-model head is new."""
+    body = model.base_model_prefix + "."
+    mismatched = {entry[0] for entry in report["mismatched_keys"]}
+    missing = sorted(set(report["missing_keys"]) | mismatched)
+    lost = [key for key in missing if key.startswith(body) and "pooler" not in key]  # poolers belong to heads
+    if lost:
+        raise ValueError(
+            f"{name} lacks {len(lost)} weights of {type(model).__name__} (or holds them in another shape), "
+            f"the first being {lost[0]}; config.json and weights do not belong together."
+        )
+    if missing and kind not in ("classification", "regression"):
+        warnings.warn(f"{name} has no {kind} head; {', '.join(missing)} are new and random.", stacklevel=3)
+
+
+def _pad_token_id(config: PretrainedConfig) -> int:
+    if config.pad_token_id is not None:
+        return int(config.pad_token_id)
+    end = config.eos_token_id
+    return int(end[0] if isinstance(end, list) else end or 0)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' loading report and bars; what matters of them is judged in `_check_report`."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

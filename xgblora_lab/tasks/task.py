@@ -1,0 +1,87 @@
+"""What the loop trains on: the protocol of a task, its batches and examples."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+METRICS = {  # by kind; the first is the default
+    "classification": ("accuracy", "matthews", "f1", "loss"),
+    "regression": ("mse", "pearson", "loss"),
+    "causal-lm": ("loss", "perplexity", "bits_per_byte"),
+    "prompt-answer": ("loss", "perplexity"),
+    "seq2seq-lm": ("loss", "perplexity"),
+}
+
+
+GREATER_IS_BETTER = ("accuracy", "matthews", "f1", "pearson")
+
+
+IGNORED = -100  # a label position that is not scored
+
+
+class Task(Protocol):
+    """What the loop trains on. Any object with these members works, with any torch model."""
+
+    name: str
+    kind: str
+    metric: str  # the key of evaluate()'s result that a race ranks by
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Of the metric."""
+
+    def size(self, split: str = "train") -> int:
+        """Number of examples; 0 where the data has no such split."""
+
+    def batch(self, split: str, indices: Sequence[int]) -> Batch:
+        """Those examples on the CPU, padded; depends on nothing but the arguments."""
+
+    def weight(self, batch: Batch) -> int:
+        """How many terms the loss of this batch averages over."""
+
+    def tokens(self, batch: Batch) -> int:
+        """Input tokens without padding."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean over `weight(batch)` terms; the batch lies on the model's device."""
+
+    def evaluate(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> dict[str, float]:
+        """Scores, "loss" among them, over the first `limit` examples; train / eval mode stays as it was."""
+
+    def predict(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> np.ndarray:
+        """One prediction per example."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row."""
+
+    ids: list[int]
+    label: (
+        int | float | list[int]
+    )  # class, value, or label ids (beside `ids` in decoders; IGNORED = not scored)
+    types: list[int] | None = None  # token types of a sentence pair, where the tokenizer has them
+    text_bytes: int = 0  # UTF-8 bytes of the scored text, language modelling only
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients; every module's own mode comes back. Yields the model's device."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        for module, mode in modes:
+            module.training = mode
