@@ -93,19 +93,19 @@ def bench_of(method: Method, size: Size, model: nn.Module | None = None, **optio
     for parameter in bench.head.values():
         parameter.requires_grad_(False)
     bench.head.clear()
-    bench._head_optimizer = None
+    bench._head.optimizer = None
     return bench
 
 
 def our_step(bench: Bench) -> Callable[[], None]:
     """One optimizer step of the bench's own loop, on a round that has begun."""
     batches = bench.trainer.batches(0)
-    bench._first_batch = batches
+    bench._measure.begin_round(0)
     bench.method.begin_round(bench, 0)
     parameters = list(bench.method.trainable().values())
     optimizer = bench.method.make_optimizer(parameters)
     bench.model.train()
-    return lambda: bench._train_step(1, batches, optimizer, parameters) and None
+    return lambda: bench._fit.one_step(1, batches, optimizer, parameters) and None
 
 
 def pefts_step(size: Size, rank: int = 8, **options: Any) -> tuple[Callable[[], None], nn.Module, Any]:

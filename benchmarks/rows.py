@@ -246,7 +246,7 @@ def going_back(quick: bool) -> Iterator[Row]:
             }
         )
         bench.history.rounds.append(bench.history[0])
-        bench._states[index + 1] = {}
+        bench._past.states[index + 1] = {}
 
     def scrub() -> None:
         with bench.at(count // 2):

@@ -587,7 +587,7 @@ def test_large_states_lie_on_disk_and_are_the_same(monkeypatch):
         monkeypatch.setattr("xgblora_lab.bench.rewind.IN_MEMORY", limit)
         bench = bench_of(LoRA(rank=2, lr=0.01, steps_per_round=3))
         bench.run(progress=False)
-        folder = bench._states._folder
+        folder = bench._past.states._folder
         assert (folder is None) == (limit > 0)
         seen = []
         for t in (2, 4, 0):

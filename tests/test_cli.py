@@ -111,7 +111,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["run", "1", "--timeout", "0"], "must be more than 0 seconds"),
         (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
         (["race", "--workers", "0"], "--workers is a number of processes, at least 1"),
-        (["report", "."], "No run in .: it holds neither race.json nor history.json."),
+        (["report", "."], "No run in .: it holds neither race.json nor history.jsonl."),
     ],
 )
 def test_a_refusal_is_one_sentence_and_exit_code_2(
@@ -159,7 +159,7 @@ def test_report_writes_a_page(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for method in ("xgblora", "lora"):
-        synthetic.history(method, rounds=3).save(here / "runs" / method / "history.json")
+        synthetic.history(method, rounds=3).save(here / "runs" / method / "history.jsonl")
     assert call(monkeypatch, "report", "runs/xgblora", "runs/lora", "-o", "page.html", "--title", "Two") == 0
     assert "Report: page.html" in capsys.readouterr().out
     page = (here / "page.html").read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ def test_report_writes_images_where_it_can_and_says_so_where_not(
 ) -> None:
     import plotly.graph_objects as go
 
-    synthetic.history(rounds=3).save(here / "run" / "history.json")
+    synthetic.history(rounds=3).save(here / "run" / "history.jsonl")
     arguments = ("report", "run", "--images", "slides", "--format", "svg")
     monkeypatch.setattr(go.Figure, "to_image", lambda self, **options: options["format"].encode())
     assert call(monkeypatch, *arguments) == 0

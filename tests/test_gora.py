@@ -45,11 +45,17 @@ def run(method, model=None, steps=8, **options):
     return bench
 
 
+def in_round(bench):
+    """As at the beginning of round 0, where gradients may be probed."""
+    bench._running = True
+    bench._measure.begin_round(0)
+
+
 def first_round(method, make, kind="causal-lm"):
     """A bench after begin_round(0), and the gradients that it saw."""
     model = (make(num_labels=2) if kind == "classification" else make()).double()
     bench = Bench(model, ToyTask(kind), method, steps=8, batch_size=8)
-    bench._first_batch = bench.trainer.batches(0)
+    in_round(bench)
     gradients = mean_gradients(bench, bench.modules, method.passes)
     bench.method.begin_round(bench, 0)
     return bench, gradients
@@ -148,7 +154,7 @@ def test_the_first_step_goes_downhill():
     def gain(kind):
         bench = Bench(tiny.tiny_llama().double(), ToyTask(), kind(rank=4, passes=4), steps=8, batch_size=8)
         before = bench.task.loss(bench.model, bench.trainer.batches(0)[0])
-        bench._first_batch = bench.trainer.batches(0)
+        in_round(bench)
         bench.method.begin_round(bench, 0)
         return float((before - bench.task.loss(bench.model, bench.trainer.batches(0)[0])).detach())
 

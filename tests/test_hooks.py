@@ -176,13 +176,13 @@ def test_records_survive_files(tmp_path):
     bench = bench_of(hooks=[Spectrum()], probe_size=0)
     history = bench.run(progress=False)
     history.scores["dev"] = float("inf")
-    history.save(tmp_path / "history.json")
-    loaded = History.load(tmp_path / "history.json")
+    history.save(tmp_path / "history.jsonl")
+    loaded = History.load(tmp_path / "history.jsonl")
     assert str(loaded.to_dict()) == str(history.to_dict())
     assert loaded.scores["dev"] == float("inf")
     assert isinstance(loaded[0], Round)
     assert loaded[0].losses == history[0].losses
-    json.loads((tmp_path / "history.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    json.loads((tmp_path / "history.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
     frame = loaded.to_frame()
     assert len(frame) == 4
     assert frame["loss"].iloc[0] == pytest.approx(sum(history[0].losses) / 2)

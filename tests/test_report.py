@@ -129,14 +129,14 @@ def test_text_from_outside_cannot_become_markup(tmp_path: Path) -> None:
 
 def test_runs_are_read_from_folders_and_files(tmp_path: Path) -> None:
     one, two = history(rounds=2), history("lora", rounds=2)
-    one.save(tmp_path / "a" / "history.json")
-    two.save(tmp_path / "b" / "history.json")
+    one.save(tmp_path / "a" / "history.jsonl")
+    two.save(tmp_path / "b" / "history.jsonl")
     write_json(
         tmp_path / "race" / "race.json", {"settings": {}, "histories": [h.to_dict() for h in race(seeds=1)]}
     )
     assert [h.method for h in histories([tmp_path / "a", two])] == ["xgblora", "lora"]
     assert len(histories(tmp_path / "race")) == 9
-    assert [h.to_dict() for h in histories(tmp_path / "a" / "history.json")] == [one.to_dict()]
+    assert [h.to_dict() for h in histories(tmp_path / "a" / "history.jsonl")] == [one.to_dict()]
     (tmp_path / "two").mkdir()
     (tmp_path / "a").rename(tmp_path / "two" / "a")
     (tmp_path / "b").rename(tmp_path / "two" / "b")
@@ -146,7 +146,7 @@ def test_runs_are_read_from_folders_and_files(tmp_path: Path) -> None:
 def test_what_is_no_run_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither race\.json nor history\.json"):
         report(tmp_path, tmp_path / "page.html")
-    (tmp_path / "history.json").write_text('{"method": "x"}', encoding="utf-8")
+    (tmp_path / "history.jsonl").write_text('{"method": "x"}', encoding="utf-8")
     with pytest.raises(ValueError, match="not the history of a run"):
         report(tmp_path, tmp_path / "page.html")
     with pytest.raises(ValueError, match="at least one history"):

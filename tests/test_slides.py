@@ -43,7 +43,7 @@ def test_a_slide_says_in_words_what_it_shows_beside_its_keys(tmp_path: Path) -> 
 
 
 def test_the_command_writes_slides_in_place_of_the_report(tmp_path: Path) -> None:
-    history(rounds=4).save(tmp_path / "run" / "history.json")
+    history(rounds=4).save(tmp_path / "run" / "history.jsonl")
     arguments = ["report", str(tmp_path / "run"), "--title", "Four & more", "-o"]
     done = CliRunner().invoke(cli.app, [*arguments, str(tmp_path / "s.html"), "--slides"])
     assert done.output == f"Slides: {tmp_path / 's.html'}\n"

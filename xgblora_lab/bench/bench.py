@@ -1,6 +1,6 @@
 """The one loop: every method runs its rounds here and leaves the same record.
 
-A round is: choose modules and set up (method), κ optimizer steps, merge, measure, record. Two seeds decide
+A round is: choose modules and set up (method), optimizer steps, merge, measure, record. Two seeds decide
 everything: `data_seed` the order of the examples, `seed` the choice of modules, initialisations and dropout.
 A round depends on these, its number and the weights before it, which makes rewinding and resuming exact.
 """
@@ -8,34 +8,33 @@ A round depends on these, its number and the weights before it, which makes rewi
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.bench.hooks import Checkpoint, Hook
-from xgblora_lab.bench.records import History, Round, short_name
-from xgblora_lab.bench.rewind import Rewinding, States
-from xgblora_lab.bench.step import Trainer, seed_dropout, state_bytes
-from xgblora_lab.lowrank import spectra
+from xgblora_lab.bench.fit import Fit
+from xgblora_lab.bench.hooks import Hook
+from xgblora_lab.bench.measure import Measure
+from xgblora_lab.bench.records import History, Round
+from xgblora_lab.bench.rewind import Past
+from xgblora_lab.bench.settings import settings_of
+from xgblora_lab.bench.step import Head, Trainer
+from xgblora_lab.lowrank import export
 from xgblora_lab.lowrank.ensemble import Ensemble
-from xgblora_lab.lowrank.linear import find_modules, head_parameters, is_linear, weight_shape
+from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.lowrank.live_weights import LiveWeights
 from xgblora_lab.methods.base import Method
-from xgblora_lab.tasks.task import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from xgblora_lab.tasks.task import Task
-
-T = TypeVar("T")
+    from xgblora_lab.tasks.task import Batch, Task
 
 
 class _Owner:
@@ -54,20 +53,40 @@ class _Owner:
         return _Owner, ()
 
 
-class Bench(Rewinding):
+class Bench:
     """A model, a task and a method, stepped round by round.
 
-    model: any `nn.Module` with linear maps; it is frozen, and put back to its base by `close()`. A model
-        belongs to one bench at a time: a new bench on it closes the old one first.
-    task: what is trained on (`load_task`, `planted`, or any object with the members of `tasks.Task`).
-    method: a `Method`; a copy is used.
-    steps: K, the planned optimizer steps. Schedules decay over them and `run()` ends there.
-    batch_size: examples per optimizer step and process. accumulation: micro-batches it is split into.
-    targets: the linear maps to adapt (`adapters.find_modules`).
-    probe_size: examples of the fixed probe batch, the first of dev (of train where there is no dev); 0
-        leaves out all measuring beside the steps.
-    hooks: observers (`hooks.py`) for the bench's whole life.
-    accelerator: an `accelerate.Accelerator` for device, mixed precision and several processes.
+    Parameters
+    ----------
+    model : nn.Module
+        Anything with linear maps. It is frozen, and put back to its base by `close()`. A model belongs to one
+        bench at a time: a new bench on it closes the old one first.
+    task : Task
+        What is trained on: from `load_task`, `planted`, or any object with the members of `tasks.task.Task`.
+    method : Method
+        A copy of it is used.
+    steps : int
+        K, the planned optimizer steps. Schedules decay over them and `run()` ends there.
+    batch_size : int
+        Examples per optimizer step and process.
+    accumulation : int
+        Micro-batches that a batch is split into.
+    targets : str or sequence of str
+        The linear maps to adapt, see `lowrank.linear.find_modules`.
+    seed, data_seed : int
+        Of everything drawn for the model, and of the order of the data.
+    probe_size : int
+        Examples of the fixed probe batch, the first of dev (of train where there is no dev); 0 leaves out all
+        measuring beside the steps.
+    hooks : sequence of Hook
+        Observers for the bench's whole life.
+    accelerator : accelerate.Accelerator, optional
+        Device, mixed precision and processes.
+
+    Raises
+    ------
+    ValueError
+        For a number below 1, targets that match nothing, or what the method cannot adapt.
     """
 
     def __init__(
@@ -100,46 +119,96 @@ class Bench(Rewinding):
         self.accelerator = accelerator or Accelerator()
         self.model.to(self.accelerator.device)
         self.trainer = Trainer(model, task, self.accelerator, batch_size, accumulation, data_seed)
-
         self.modules = find_modules(model, targets)
-        has_head = task.kind in ("classification", "regression")
-        self.head = head_parameters(model) if has_head else {}  # trained beside the method, by name
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in self.head.values():
-            parameter.requires_grad_(True)
+        model.requires_grad_(False)
+        own = head_parameters(model) if task.kind in ("classification", "regression") else {}
+        self._head = Head(own, self.method.head_lr, self.method.betas)
         self.weights = LiveWeights(self.modules)
         shapes = {name: weight_shape(m) for name, m in self.modules.items()}
         self.ensemble = Ensemble(shapes, self.method.additive)
-        self.history = History(self.method.name, self._settings())
-        self._head_before = {n: p.detach().to("cpu", copy=True) for n, p in self.head.items()}
-        self._head_optimizer = self._new_head_optimizer()
-        self._step = 0
-        self._extra_passes = self._extra_forwards = 0
-        self._first_batch: list[Batch] = []  # of the present round
-        self._probe: list[Batch] | None = None
-        self._probe_loss: float | None = None  # of the present weights
+        settings = settings_of(
+            model,
+            self.method,
+            self.trainer,
+            steps=steps,
+            targets=self.targets,
+            seed=seed,
+            probe_size=probe_size,
+            modules=len(self.modules),
+        )
+        self.history = History(self.method.name, settings)
+        self._measure = Measure(self.trainer, seed, probe_size)
+        self._fit = Fit(self, self.trainer, self._head, self._measure)
         self._running = False
         self._interrupted = False  # inside a round that cannot be taken back
         self._open = True
         self.model.__dict__["_bench_owner"] = _Owner(self)
         self.method.start(self)
-        # What the ensemble does not hold, by rounds done:
-        self._states = States()
-        if self.method.rewindable:
-            self._states[0] = self.state()
+        self._past = Past(self, self.method, self._head, self.history)
 
-    # Running
+    # What a method and a hook may ask
+
+    @property
+    def head(self) -> dict[str, nn.Parameter]:
+        """The classifier's own parameters by name; empty where the task has no head."""
+        return self._head.parameters
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per optimizer step and process."""
+        return self.trainer.batch_size
 
     @property
     def trained_steps(self) -> int:
         """Optimizer steps done since the run's start."""
-        return self._step
+        return self._fit.step
 
     @property
     def planned_rounds(self) -> int:
-        """T: rounds until the planned steps are done; the last may be shorter."""
+        """T: rounds until the planned steps are done, at most; the last may be shorter."""
         return math.ceil(self.steps / self.method.steps_per_round)
+
+    def planned_rows(self, step: int) -> list[int]:
+        """Rows of the training split that the data seed gives this process at a step."""
+        return self.trainer.planned_rows(step)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The tensor summed over processes (itself where there is one)."""
+        return self.trainer.summed(tensor)
+
+    def probe_gradients(self, passes: int = 1) -> None:
+        """Forward-backward passes on the batches of the next steps without a step, for a method or a hook.
+
+        What hooks on modules saw is what counts: gradients of parameters are cleared again. Counted in the
+        record's `extra_passes`.
+
+        Raises
+        ------
+        RuntimeError
+            Outside a round, where there is no next step.
+        """
+        if not self._running:
+            raise RuntimeError(
+                "Gradients can be probed inside a round only: call this from a method's begin_round or a "
+                "hook's on_round_start."
+            )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained += [p for p in self.method.trainable().values() if p.requires_grad]
+        self._measure.gradients(self._fit.step, len(self.history), trained, passes)
+
+    def row_losses(self, rows: Sequence[int]) -> list[float]:
+        """Loss of every training row alone; counted in `extra_forwards` as batches of the usual size."""
+        return self._measure.row_losses(rows)
+
+    def probe_forward(self, batches: Sequence[Batch]) -> float:
+        """Mean loss on a method's own batches, without gradient or dropout; counted in `extra_forwards`."""
+        return self._measure.forward(batches)
+
+    def probe_loss(self) -> float:
+        """Loss of the model as it is now on the fixed probe batch; nan where `probe_size` is 0."""
+        return self._measure.probe_loss()
+
+    # Running
 
     def rounds(self, n: int | None = None) -> Iterator[Round]:
         """Train and yield up to n more rounds (default: to the end of the plan), one at a time.
@@ -148,16 +217,16 @@ class Bench(Rewinding):
         returns something true from `on_round_end` ends it.
         """
         self.check_open()
-        if n is None:
-            n = max(0, self.planned_rounds - len(self.history))
         hooks = list(self.hooks)
         started: list[Hook] = []
+        done = 0
         try:
             for hook in hooks:
                 started.append(hook)
                 hook.on_run_start(self)
-            for _ in range(n):
+            while self._fit.step < self.steps if n is None else done < n:
                 record = self._round(hooks)
+                done += 1
                 stop = [hook.on_round_end(self, record) for hook in hooks]
                 yield record
                 if any(stop):
@@ -197,181 +266,27 @@ class Bench(Rewinding):
         self.check_open()
         if self._running:
             raise RuntimeError("This bench is inside a round already; wait for it to end.")
-        index, first_step = len(self.history), self._step
+        index, first_step = len(self.history), self._fit.step
         device = self.accelerator.device
         self._running = True
         try:
             with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-                record = self._fit(index, hooks)
+                record = self._fit.round(index, hooks)
         except BaseException:
             # Half a round is no round: go back to where it began, so that the bench stays usable.
-            self._step = first_step
+            self._fit.step = first_step
             if self.method.rewindable:
-                self._restore(index)
+                self._go_back(index)
             else:
                 self._interrupted = True
             raise
         finally:
             self._running = False
-        return record
-
-    def _fit(self, index: int, hooks: Sequence[Hook]) -> Round:
-        began = time.perf_counter()
-        self._extra_passes = self._extra_forwards = 0
-        self._first_batch = batches = self.trainer.batches(self._step)
-        probe_before = self._measure_probe()
-        modules = tuple(self.method.begin_round(self, index))
-        if self.trainer.picked:
-            self._first_batch = self.trainer.batches(self._step)
-        for hook in hooks:
-            hook.on_round_start(self, index)
-        parameters = list(self.method.trainable().values())
-        trained = [*parameters, *self.head.values()]
-        optimizer = self.method.make_optimizer(parameters)
-        left = self.steps - self._step
-        count = min(self.method.steps_per_round, left) if left > 0 else self.method.steps_per_round
-        losses, norms, rates, tokens = [], [], [], 0
-        self.model.train()
-        self._seed_dropout(index)
-        for i in range(count):
-            batches = self._first_batch if i == 0 else self.trainer.batches(self._step)
-            loss, norm, rate = self._train_step(i, batches, optimizer, trained)
-            losses.append(loss)
-            norms.append(norm)
-            rates.append(rate)
-            tokens += sum(self.task.tokens(batch) for batch in batches)
-            for hook in hooks:
-                hook.on_step(self, i, loss)
-        self.model.eval()
-        heads = [self._head_optimizer] if self._head_optimizer is not None else []
-        optimizer_bytes = state_bytes([optimizer, *heads])
-        new = self.method.new_parameters(index)
-        boosters = self.method.end_round(self, index)
-        self.ensemble.append(boosters)
-        if self.method.additive:
-            self.weights.merge(boosters)
-        loss_after = self._measure_first_batch(index)
-        self._probe_loss = None
-        head = sum(p.numel() for p in self.head.values())
-        total = self.history[-1].total_parameters if len(self.history) else head
-        values = torch.stack([torch.stack(losses), torch.stack(norms).to(losses[0])]).tolist()
-        record = Round(
-            index=index,
-            method=self.method.name,
-            step=self._step,
-            modules=modules,
-            losses=tuple(values[0]),
-            learning_rates=tuple(rates),
-            gradient_norms=tuple(values[1]),
-            loss_before=values[0][0],
-            loss_after=loss_after,
-            probe_before=probe_before,
-            probe_after=self._measure_probe(),
-            tokens=int(self.trainer.summed(torch.tensor(tokens, device=self.accelerator.device))),
-            seconds=time.perf_counter() - began,
-            peak_parameters=sum(p.numel() for p in trained),
-            total_parameters=total + new,
-            optimizer_bytes=optimizer_bytes,
-            gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
-            extra_passes=self._extra_passes,
-            extra_forwards=self._extra_forwards,
-            measurements={k: v for hook in hooks for k, v in (hook.measure(self) or {}).items()},
-        )
         self.history.rounds.append(record)
-        if self.method.rewindable:
-            self._states[len(self.history)] = self.state()
+        self._past.keep()
         return record
 
-    def _train_step(
-        self,
-        i: int,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        trained: Sequence[nn.Parameter],
-    ) -> tuple[Tensor, Tensor, float]:
-        """Step i of a round: its loss before the update and its gradients' norm, as scalars, and its rate."""
-        self.method.before_backward(self)
-        loss = self.trainer.backward(batches, trained)
-        self.method.after_backward(self)
-        lr = self.method.lr * self.method.rate(self._step, i, self.steps)
-        optimizers = {optimizer: lr}
-        if self._head_optimizer is not None:  # lives across rounds: a round's re-warm-up is not for it
-            factor = self.method.rate(self._step, self.steps, self.steps)
-            optimizers[self._head_optimizer] = self.method.head_lr * factor
-        norm = self.trainer.update(optimizers, trained, self.method.max_grad_norm)
-        self.method.after_step(self)
-        for parameter in trained:
-            parameter.grad = None
-        self._step += 1
-        return loss, norm, lr
-
-    def probe_gradients(self, passes: int = 1) -> None:
-        """Forward-backward passes on the batches of the next steps without a step, for a method or a hook.
-
-        What hooks on modules saw is what counts: gradients of parameters are cleared again. Counted in the
-        record's `extra_passes`.
-        """
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        trained += [p for p in self.method.trainable().values() if p.requires_grad]
-        self.model.train()
-        self._seed_dropout(len(self.history))
-        for i in range(passes):
-            batches = self.trainer.batches(self._step + i) if i else self._first_batch
-            self.trainer.backward(batches, trained)
-            for parameter in trained:
-                parameter.grad = None
-        self._extra_passes += passes
-
-    def row_losses(self, rows: Sequence[int]) -> list[float]:
-        """Loss of every training row alone; counted in `extra_forwards` as batches of the usual size."""
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            losses = [
-                self.task.loss(self.model, self.trainer.on_device(self.task.batch("train", [row])))
-                for row in rows
-            ]
-        self.model.train(training)
-        self._extra_forwards += math.ceil(len(rows) / self.trainer.batch_size)
-        return torch.stack(losses).tolist()
-
-    def probe_forward(self, batches: Sequence[Batch]) -> float:
-        """Mean loss on a method's own batches, without gradient or dropout; counted in `extra_forwards`."""
-        training = self.model.training
-        self.model.eval()
-        loss = self.trainer.loss(batches)
-        self.model.train(training)
-        self._extra_forwards += len(batches)
-        return loss
-
-    # Measuring
-
-    def _measure_first_batch(self, index: int) -> float:
-        """Loss after the round on its first batch, with the dropout masks that its first step saw."""
-        if not self.probe_size:
-            return math.nan
-        self.model.train()
-        self._seed_dropout(index)
-        loss = self.trainer.loss(self._first_batch)
-        self.model.eval()
-        return loss
-
-    def _measure_probe(self) -> float:
-        if self._probe_loss is None:
-            self._probe_loss = self.probe_loss()
-        return self._probe_loss
-
-    def probe_loss(self) -> float:
-        """Loss of the model as it is now on the fixed probe batch; nan where `probe_size` is 0."""
-        if not self.probe_size:
-            return math.nan
-        if self._probe is None:
-            split = "dev" if self.task.size("dev") else "train"
-            rows = range(min(self.probe_size, self.task.size(split)))
-            size = self.trainer.batch_size
-            self._probe = [self.task.batch(split, rows[i : i + size]) for i in rows[::size]]
-        self.model.eval()
-        return self.trainer.loss(self._probe)
+    # Looking
 
     def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
         """The task's scores of the model as it is now."""
@@ -391,8 +306,6 @@ class Bench(Rewinding):
             return self.ensemble.update(name, upto)
         if upto in (None, len(self.history)):
             return self.method.update(self, name)
-        if not self.method.rewindable:
-            raise ValueError(f"{self.method.name} keeps only its present update; leave `upto` out.")
         with self.at(upto):
             return self.method.update(self, name)
 
@@ -409,6 +322,79 @@ class Bench(Rewinding):
             return self.ensemble.spectrum(name, upto)
         return torch.linalg.svdvals(self.update(name, upto))
 
+    @contextmanager
+    def at(self, rounds: int) -> Iterator[nn.Module]:
+        """The model as after `rounds` rounds, for the length of a `with` block."""
+        self.check_open()
+        with self._past.at(rounds) as model:
+            yield model
+
+    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[dict[str, float]]:
+        """Scores after every round, from round 0 (the base) to now, as a generator.
+
+        Between two values the model is as it was before the call.
+        """
+        return self._past.staged(lambda: self.evaluate(split, limit))
+
+    def staged_predict(self, split: str = "dev", limit: int | None = None) -> Iterator[np.ndarray]:
+        """Predictions after every round, as `staged_evaluate`; each array is a copy of its own."""
+        return self._past.staged(lambda: self.predict(split, limit).copy())
+
+    def left_out(
+        self, split: str = "dev", limit: int | None = None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """(round, scores without that round's boosters) for every round; the others stay as they are."""
+        self.check_open()
+        return self._past.left_out(lambda: self.evaluate(split, limit))
+
+    # Going back, and taking the result away
+
+    def rewind(self, rounds: int) -> None:
+        """Go back to the model as after `rounds` rounds, bit for bit, and forget what came later."""
+        self.check_open()
+        self._past.check(rounds, "be rewound")
+        self._go_back(rounds)
+
+    def drop(self, index: int) -> None:
+        """Take one round's boosters out of the model; later rounds stay, though they were fitted with it."""
+        self.check_open()
+        self._past.drop(index)
+        self._measure.weights_changed()
+
+    def restore(self, folder: str | Path) -> None:
+        """Take over the rounds that `Checkpoint` wrote; `resume` calls it on a new bench."""
+        self._past.restore(Path(folder))
+        self._fit.step = self.history[-1].step if len(self.history) else 0
+        self._measure.weights_changed()
+
+    def state(self) -> dict[str, Tensor]:
+        """What is needed, beside the ensemble, to go on from here; named tensors on the CPU."""
+        return self._past.state()
+
+    def _go_back(self, rounds: int) -> None:
+        self._past.rewind(rounds)
+        self._fit.step = self.history[-1].step if rounds else 0
+        self._measure.weights_changed()
+
+    @contextmanager
+    def merged(self) -> Iterator[nn.Module]:
+        """The model with everything merged into its weights and no hook on it, for a `with` block."""
+        with self._past.merged() as model:
+            yield model
+
+    def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
+        """The accumulated update as a PEFT adapter on disk; see `lowrank.export.export_peft`."""
+        self.check_open()
+        if not self.method.low_rank:
+            raise ValueError(f"{self.method.name} is no sum of low-rank factors; use export_merged for it.")
+        return export.export_peft(self.ensemble, folder, self.model, rank, base)
+
+    def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """The tuned model as a `transformers` checkpoint; see `lowrank.export.export_merged`."""
+        self.check_open()
+        with self.merged() as model:
+            export.export_merged(model, folder, tokenizer)
+
     # The end
 
     def close(self) -> None:
@@ -418,9 +404,7 @@ class Bench(Rewinding):
         self._open = False
         self.method.close(self)
         self.weights.restore()
-        for name, parameter in self.head.items():
-            parameter.data.copy_(self._head_before[name])
-            parameter.grad = None
+        self._head.restore()
         self.model.__dict__.pop("_bench_owner", None)
 
     def __enter__(self) -> Bench:
@@ -436,41 +420,6 @@ class Bench(Rewinding):
             f"{len(self.modules)} modules, {state}, hooks: {[type(h).__name__ for h in self.hooks]})"
         )
 
-    # Small things
-
-    def _seed_dropout(self, index: int) -> None:
-        seed_dropout(self.seed, index, self.accelerator.process_index)
-
-    def _settings(self) -> dict[str, Any]:
-        import accelerate
-        import transformers
-
-        truth: Mapping[str, tuple[Tensor, Tensor]] = getattr(self.task, "truth", {})
-        weights = sum(math.prod(weight_shape(m)) for m in self.model.modules() if is_linear(m))
-        return {
-            "options": self.method.options(),
-            "label": self.method.label(),
-            "lr": self.method.lr,
-            "model": short_name(getattr(self.model, "name_or_path", "")) or type(self.model).__name__,
-            "data": self.task.name,
-            "kind": self.task.kind,
-            "metric": self.task.metric,
-            "greater_is_better": self.task.greater_is_better,
-            "steps": self.steps,
-            "batch_size": self.trainer.batch_size,
-            "accumulation": self.trainer.accumulation,
-            "targets": self.targets,
-            "seed": self.seed,
-            "data_seed": self.trainer.data_seed,
-            "probe_size": self.probe_size,
-            "precision": str(self.accelerator.mixed_precision),
-            "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
-            "flops_per_token": self.method.flops_per_weight * weights,
-            "truth_spectrum": {n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
-            "versions": {m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
-        }
-
     def check_open(self) -> None:
         """RuntimeError where this bench cannot be used any more."""
         if not self._open:
@@ -478,36 +427,3 @@ class Bench(Rewinding):
         if self._interrupted:
             name = self.method.name
             raise RuntimeError(f"{name} was interrupted inside a round and cannot go back; make a new bench.")
-
-
-def resume(
-    folder: str | Path,
-    model: nn.Module,
-    task: Task,
-    *,
-    hooks: Sequence[Hook] = (),
-    accelerator: Accelerator | None = None,
-) -> Bench:
-    """Go on with a run that `Checkpoint(folder)` saved, from its last complete round, to the same curve.
-
-    model: the base that the run began with, freshly loaded. The method and every option come from the folder;
-    a `Checkpoint` on it is among the new bench's hooks.
-    """
-    from xgblora_lab.methods import make_method
-
-    path = Path(folder) / "history.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"No run to resume in {folder}: history.json is missing.")
-    history = History.load(path)
-    settings = history.settings
-    options = ("steps", "batch_size", "accumulation", "targets", "seed", "data_seed", "probe_size")
-    bench = Bench(
-        model,
-        task,
-        make_method(history.method, **settings["options"]),
-        **{name: settings[name] for name in options},
-        hooks=[*hooks, Checkpoint(folder)],
-        accelerator=accelerator,
-    )
-    bench.restore(folder)
-    return bench

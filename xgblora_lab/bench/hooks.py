@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from xgblora_lab.bench.records import Round
-from xgblora_lab.files import save_tensors, write_json
 from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.booster import watched
 from xgblora_lab.lowrank.linear import add_update_
+from xgblora_lab.methods.base import Loop
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.bench.records import History
+    from xgblora_lab.methods.base import Method
+
+
+class Run(Loop, Protocol):
+    """What a hook may ask of the bench: all that a method may, what is on record, and measurements."""
+
+    @property
+    def method(self) -> Method:
+        """The method that is run."""
+
+    @property
+    def history(self) -> History:
+        """The rounds so far."""
+
+    def factors(self, name: str, upto: int | None = None) -> tuple[Tensor, Tensor]:
+        """The accumulated update of a module as factors."""
+
+    def spectrum(self, name: str, upto: int | None = None) -> Tensor:
+        """Singular values of the accumulated update of a module, descending."""
+
+    def probe_loss(self) -> float:
+        """Loss of the model as it is now on the probe batch."""
+
+    def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
+        """The task's scores of the model as it is now."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What is needed, beside the ensemble, to go on from here."""
+
+    def rewind(self, rounds: int) -> None:
+        """Go back to the model as after `rounds` rounds."""
 
 
 class Hook:
@@ -28,20 +58,20 @@ class Hook:
     after an exception. A run is one call of `Bench.rounds` (or `step`, `run`).
     """
 
-    def on_run_start(self, bench: Bench) -> None: ...
+    def on_run_start(self, bench: Run) -> None: ...
 
-    def on_round_start(self, bench: Bench, index: int) -> None: ...
+    def on_round_start(self, bench: Run, index: int) -> None: ...
 
-    def on_step(self, bench: Bench, step: int, loss: Tensor) -> None:
+    def on_step(self, bench: Run, step: int, loss: Tensor) -> None:
         """step: number within the round; loss: of this step's batch before its update, detached."""
 
-    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+    def measure(self, bench: Run) -> Mapping[str, Any] | None:
         """JSON-ready values to add to the record under their names."""
 
-    def on_round_end(self, bench: Bench, record: Round) -> Any:
+    def on_round_end(self, bench: Run, record: Round) -> Any:
         """Something true ends the run after this round."""
 
-    def on_run_end(self, bench: Bench) -> None: ...
+    def on_run_end(self, bench: Run) -> None: ...
 
 
 class Spectrum(Hook):
@@ -57,10 +87,10 @@ class Spectrum(Hook):
         self._growing: dict[str, spectra.GrowingSpectrum] = {}
         self._seen: tuple[int, int] | None = None  # the ensemble's (version, rounds) that _growing holds
 
-    def on_run_start(self, bench: Bench) -> None:
+    def on_run_start(self, bench: Run) -> None:
         self._growing, self._seen = {}, None
 
-    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+    def measure(self, bench: Run) -> Mapping[str, Any] | None:
         names = list(self.modules) if self.modules is not None else list(bench.modules)
         if not all(bool(p.isfinite().all()) for p in self._latest(bench)):
             return None  # diverged: there is no spectrum to speak of
@@ -77,7 +107,7 @@ class Spectrum(Hook):
             measured["distance"] = {n: float(spectra.distance(factors[n], f)) for n, f in truth.items()}
         return measured
 
-    def _values(self, bench: Bench, name: str) -> Tensor:
+    def _values(self, bench: Run, name: str) -> Tensor:
         if not bench.method.additive:
             return bench.spectrum(name)
         if name not in self._growing:
@@ -89,7 +119,7 @@ class Spectrum(Hook):
         return self._growing[name].singular_values()
 
     @staticmethod
-    def _latest(bench: Bench) -> list[Tensor]:
+    def _latest(bench: Run) -> list[Tensor]:
         if bench.method.low_rank:
             return [factor for pair in bench.ensemble[len(bench.ensemble) - 1].values() for factor in pair]
         return list(bench.method.trainable().values())
@@ -101,7 +131,7 @@ class Probe(Hook):
     def __init__(self, split: str = "dev", every: int = 1, limit: int | None = None) -> None:
         self.split, self.every, self.limit = split, every, limit
 
-    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+    def measure(self, bench: Run) -> Mapping[str, Any] | None:
         if len(bench.ensemble) % self.every:
             return None
         return {f"{self.split}_{k}": v for k, v in bench.evaluate(self.split, self.limit).items()}
@@ -117,10 +147,10 @@ class Stop(Hook):
         self.patience, self.tolerance = patience, tolerance
         self._best, self._waited = math.inf, 0
 
-    def on_run_start(self, bench: Bench) -> None:
+    def on_run_start(self, bench: Run) -> None:
         self._best, self._waited = math.inf, 0
 
-    def on_round_end(self, bench: Bench, record: Round) -> bool:
+    def on_round_end(self, bench: Run, record: Round) -> bool:
         if not math.isfinite(record.losses[-1]):
             return True
         if record.probe_after < self._best * (1 - self.tolerance):
@@ -141,7 +171,7 @@ class Gradient(Hook):
     def __init__(self) -> None:
         self._directions: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def on_round_start(self, bench: Bench, index: int) -> None:
+    def on_round_start(self, bench: Run, index: int) -> None:
         gradients: dict[str, Tensor] = {}
 
         def collect(name: str, X: Tensor, D: Tensor) -> None:
@@ -151,10 +181,10 @@ class Gradient(Hook):
             bench.probe_gradients()
         self._directions = {}
         for name, G in gradients.items():
-            U, _, V = torch.svd_lowrank(bench.trainer.summed(G), q=min(6, *G.shape), niter=4)
+            U, _, V = torch.svd_lowrank(bench.summed(G), q=min(6, *G.shape), niter=4)
             self._directions[name] = (U[:, 0].cpu(), V[:, 0].cpu())
 
-    def measure(self, bench: Bench) -> Mapping[str, Any]:
+    def measure(self, bench: Run) -> Mapping[str, Any]:
         aligned = {}
         for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
             if name in self._directions and B.norm() > 0:
@@ -163,7 +193,7 @@ class Gradient(Hook):
                 aligned[name] = float((U[:, 0] @ u.to(U)).square() * (Vh[0] @ v.to(Vh)).square())
         return {"gradient_alignment": aligned}
 
-    def on_run_end(self, bench: Bench) -> None:
+    def on_run_end(self, bench: Run) -> None:
         self._directions = {}
 
 
@@ -174,7 +204,7 @@ class Gain(Hook):
     the probe batch for each module chosen. Methods that do not merge have no boosters to credit.
     """
 
-    def measure(self, bench: Bench) -> Mapping[str, Any] | None:
+    def measure(self, bench: Run) -> Mapping[str, Any] | None:
         if not bench.method.additive:
             return None
         with_all, credit = bench.probe_loss(), {}
@@ -185,40 +215,3 @@ class Gain(Hook):
             credit[name] = bench.probe_loss() - with_all
             weight.copy_(kept)  # type: ignore[operator]
         return {"gain": credit}
-
-
-class Checkpoint(Hook):
-    """Save the run after every round; `resume(folder, model, task)` goes on with the same curve.
-
-    Files: `ensemble.json`, `rounds/NNNNN.safetensors` (boosters), `state-NNNNN.safetensors` (head and
-    optimizers, of every round where the method can be rewound, else of the last) and `history.json`, which
-    is written last: a round is complete when it is in there.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._version = -1  # the ensemble's version whose rounds are on disk
-
-    def on_run_start(self, bench: Bench) -> None:
-        foreign = self._version == -1  # else it is this bench's own run, taken back to its start
-        if foreign and len(bench.history) == 0 and (self.folder / "history.json").exists():
-            raise FileExistsError(
-                f"{self.folder} holds a run already: go on with resume({str(self.folder)!r}, model, task), "
-                "or choose another folder."
-            )
-
-    def on_round_end(self, bench: Bench, record: Round) -> None:
-        if not bench.accelerator.is_main_process:
-            return
-        changed = self._version != bench.ensemble.version  # a first call, or rounds dropped or taken back
-        for index in range(len(bench.ensemble)) if changed else [record.index]:
-            bench.ensemble.save_round(self.folder, index)
-        done = len(bench.history)
-        bench.ensemble.save_index(self.folder)
-        save_tensors(self.folder / f"state-{done:05d}.safetensors", bench.state())
-        write_json(self.folder / "history.json", bench.history.to_dict())
-        for path in self.folder.glob("state-*.safetensors"):
-            number = int(path.stem.removeprefix("state-"))
-            if number > done or (number < done and not bench.method.rewindable):
-                path.unlink()
-        self._version = bench.ensemble.version

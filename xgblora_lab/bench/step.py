@@ -13,18 +13,78 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xgblora_lab import seeds
+from xgblora_lab.methods.base import adamw, load_optimizer_tensors, optimizer_tensors
+from xgblora_lab.tasks.task import row_lengths
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from xgblora_lab.tasks.task import Task
+    from xgblora_lab.tasks.task import Batch, Task
 
-Batch = dict[str, Tensor]
+POOL = 32  # batches whose rows are sorted by length among themselves
+
+
+class Head:
+    """A classifier's own parameters: trained beside every method, with one optimizer for the whole run.
+
+    Parameters
+    ----------
+    parameters : dict of str to nn.Parameter
+        By name; empty for a task without a head.
+    lr : float
+        Peak learning rate.
+    betas : tuple of float
+        AdamW's.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
+        self.parameters, self.lr, self.betas = parameters, lr, betas
+        self._before = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
+        self.optimizer = self._new_optimizer()
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer | None:
+        return adamw(list(self.parameters.values()), self.lr, self.betas) if self.parameters else None
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and optimizer as named tensors on the CPU."""
+        tensors = {f"head/{n}": p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
+        if self.optimizer is not None:
+            tensors |= optimizer_tensors(self.optimizer, self.parameters, "head_optimizer/")
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(state[f"head/{name}"])
+        self.optimizer = self._new_optimizer()
+        if self.optimizer is not None:
+            load_optimizer_tensors(self.optimizer, self.parameters, state, "head_optimizer/")
+
+    def restore(self) -> None:
+        """Make the parameters what they were before the run."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(self._before[name])
+            parameter.grad = None
 
 
 class Trainer:
     """Batches, gradients and updates of a model on a task.
 
-    batch_size: examples per step and process; accumulation: the micro-batches they are split into.
+    Parameters
+    ----------
+    model : nn.Module
+    task : Task
+    accelerator : accelerate.Accelerator
+        Device, mixed precision and processes.
+    batch_size : int
+        Examples per step and process.
+    accumulation : int
+        Micro-batches that they are split into.
+    data_seed : int
+        Decides the order of the rows.
     """
 
     def __init__(
@@ -38,23 +98,42 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.accelerator = model, task, accelerator
         self.batch_size, self.accumulation, self.data_seed = batch_size, accumulation, data_seed
+        lengths = row_lengths(task)
+        self._lengths = np.asarray(lengths) if lengths is not None else None
         self._epoch_order: tuple[int, np.ndarray] | None = None
-        self.picked: dict[int, list[int]] = {}  # step -> rows that a method chose for it
+        self.picked: Mapping[int, list[int]] = {}  # step -> rows that a method chose for it
 
     def batch_indices(self, step: int) -> list[int]:
-        """Rows of the training split in this process's batch at a step; every epoch has its own order."""
+        """Rows of the training split in this process's batch at a step."""
         return self.picked[step] if step in self.picked else self.planned_rows(step)
 
     def planned_rows(self, step: int) -> list[int]:
-        """The rows that the data seed gives a step."""
+        """The rows that the data seed gives a step; every epoch has an order of its own."""
         start = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.batch_size
         n = self.task.size("train")
         return [self._row(*divmod(position, n), n) for position in range(start, start + self.batch_size)]
 
     def _row(self, epoch: int, place: int, n: int) -> int:
         if self._epoch_order is None or self._epoch_order[0] != epoch:
-            self._epoch_order = epoch, np.random.default_rng([self.data_seed, epoch]).permutation(n)
+            self._epoch_order = epoch, self._ordered(epoch, n)
         return int(self._epoch_order[1][place])
+
+    def _ordered(self, epoch: int, n: int) -> np.ndarray:
+        """Every row once, in batches of similar length where rows differ in length: less padding."""
+        rng = np.random.default_rng(seeds.seed_of("order", self.data_seed, epoch))
+        order = rng.permutation(n)
+        if self._lengths is None or self._lengths.min() == self._lengths.max():
+            return order
+        size = self.batch_size * self.accelerator.num_processes
+        begun = -epoch * n % size  # rows that complete the last epoch's last batch
+        whole = begun + (n - begun) // size * size if n > begun else begun
+        batches: list[np.ndarray] = []
+        for start in range(begun, whole, POOL * size):
+            pool = order[start : min(start + POOL * size, whole)]
+            pool = pool[np.argsort(self._lengths[pool], kind="stable")]
+            batches += list(pool.reshape(-1, size))
+        shuffled = [batches[i] for i in rng.permutation(len(batches))]
+        return np.concatenate([order[:begun], *shuffled, order[whole:]])
 
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step, on the CPU."""
@@ -129,14 +208,13 @@ class Trainer:
         """The tensor summed over processes (itself where there is one)."""
         return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, "sum")
 
+    def seed_dropout(self, seed: int, index: int) -> None:
+        """Seed the global generators, which dropout draws from, for round `index`."""
+        torch.manual_seed(seeds.seed_of("dropout", seed, index, self.accelerator.process_index))
+
     def on_device(self, batch: Batch) -> Batch:
         """The batch on the accelerator's device."""
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
-
-
-def seed_dropout(seed: int, round_index: int, process: int = 0) -> None:
-    """Seed the global generators, which dropout draws from, for one round."""
-    torch.manual_seed(seed * 1_000_003 + round_index * 101 + process)
 
 
 def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:

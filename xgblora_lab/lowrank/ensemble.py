@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xgblora_lab.files import load_tensors, replaced_folder, save_tensors, write_json
 from xgblora_lab.lowrank import spectra
-from xgblora_lab.lowrank.linear import find_modules, head_names, head_parameters, is_linear, weight_shape
+from xgblora_lab.lowrank.linear import find_modules, weight_shape
 from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
 
 FORMAT = 1
@@ -170,70 +169,6 @@ class Ensemble:
             ensemble.append({n: (tensors[f"{n}.B"], tensors[f"{n}.A"]) for n in sorted(names)})
         return ensemble
 
-    def export_peft(
-        self,
-        folder: str | Path,
-        model: nn.Module,
-        rank: int | None = None,
-        base: str = "",
-        upto: int | None = None,
-    ) -> dict[str, Any]:
-        """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
-
-        rank: None keeps every factor (exact; at most min(d, k) of them); a number truncates each module's
-            update to its best approximation of that rank (Eckart–Young).
-        base: name or folder of the base model, written into the adapter's configuration.
-        Returns {"rank": largest rank written, "relative_error": {module: ‖ΔW − written‖/‖ΔW‖}}.
-        A trained classifier head goes along (PEFT's `modules_to_save`).
-        """
-        from peft import LoraConfig
-
-        if rank is not None and rank < 1:
-            raise ValueError(
-                f"The adapter's rank must be at least 1, got {rank}; leave it out for the exact update."
-            )
-        tensors: dict[str, Tensor] = {}
-        ranks: dict[str, int] = {}
-        errors: dict[str, float] = {}
-        for name in self.shapes:
-            B, A = self.factors(name, upto)
-            if B.shape[1] == 0:
-                continue
-            limit = min(*self.shapes[name], B.shape[1] if rank is None else rank)
-            errors[name] = 0.0
-            if B.shape[1] > limit:
-                U, s, Vh = spectra.svd(B, A)
-                errors[name] = float((s[limit:].square().sum() / s.square().sum().clamp_min(1e-300)).sqrt())
-                root = s[:limit].sqrt()
-                B, A = (U[:, :limit] * root), root[:, None] * Vh[:limit]
-            ranks[name] = B.shape[1]
-            tensors[f"base_model.model.{name}.lora_A.weight"] = A.float().contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().contiguous()
-        if not ranks:
-            raise ValueError("The ensemble is empty: run at least one round before exporting it.")
-        heads = head_parameters(model)
-        saved = sorted({n for n in head_names(model) if any(p.startswith(n + ".") for p in heads)})
-        tensors |= {f"base_model.model.{n}": p.detach().float().cpu().contiguous() for n, p in heads.items()}
-        config = LoraConfig(
-            task_type=_task_type(model),
-            base_model_name_or_path=base or str(getattr(model, "name_or_path", "")),
-            r=max(ranks.values()),
-            lora_alpha=max(ranks.values()),
-            rank_pattern=ranks,
-            alpha_pattern=ranks,  # alpha = rank: a scale of 1, the scale is in the factors already
-            target_modules=sorted(ranks),
-            modules_to_save=saved or None,
-            fan_in_fan_out=any(
-                is_linear(m) and not isinstance(m, nn.Linear)
-                for m in find_modules(model, sorted(ranks)).values()
-            ),
-            inference_mode=True,
-        )
-        with replaced_folder(folder, "adapter_config.json") as partial:
-            config.save_pretrained(str(partial))
-            save_tensors(partial / "adapter_model.safetensors", tensors)
-        return {"rank": max(ranks.values()), "relative_error": errors}
-
     def _shape(self, module: str) -> tuple[int, int]:
         if module not in self.shapes:
             raise KeyError(
@@ -254,10 +189,3 @@ class Ensemble:
 
 def _round_file(index: int) -> str:
     return f"rounds/{index:05d}.safetensors"
-
-
-def _task_type(model: nn.Module) -> str | None:
-    name = type(model).__name__
-    kinds = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
-    kinds["ForConditionalGeneration"] = "SEQ_2_SEQ_LM"
-    return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)

@@ -1,4 +1,4 @@
-"""What every method shares: its options, its optimizer and the moments at which the loop calls it.
+"""What every method shares: its options, the moments at which the loop calls it, what it may ask of the loop.
 
 A method is a dataclass of options. `Bench` works on a copy of it, so one object can serve many runs.
 """
@@ -7,46 +7,123 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.lowrank.linear import weight_shape
+from xgblora_lab.methods.options import check_options, option
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
-    from xgblora_lab.lowrank.live_weights import Boosters
+    from accelerate import Accelerator
 
-SCHEDULES = ("constant", "linear", "cosine")
+    from xgblora_lab.lowrank.ensemble import Ensemble
+    from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
+    from xgblora_lab.tasks.task import Batch, Task
+
+SCHEDULES = ("constant", "linear", "cosine", "sqrt", "trapezoid")
+DECAY = 0.3  # the share of the run over which a trapezoid decays
+
+
+class Loop(Protocol):
+    """What a method may ask of the loop that runs it.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model that is tuned; frozen but for what the method trains.
+    modules : dict of str to nn.Module
+        The linear maps to adapt, by name, in the model's order.
+    task, accelerator, ensemble, weights
+        The data; the device and the processes; every merged booster; the live weights.
+    steps, seed : int
+        K, the planned optimizer steps; the seed of all that is drawn.
+    """
+
+    model: nn.Module
+    modules: dict[str, nn.Module]
+    task: Task
+    accelerator: Accelerator
+    ensemble: Ensemble
+    weights: LiveWeights
+    steps: int
+    seed: int
+
+    @property
+    def head(self) -> dict[str, nn.Parameter]:
+        """A classifier's own parameters, which the loop trains for every method; else empty."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per optimizer step and process."""
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps done since the run's start."""
+
+    def planned_rows(self, step: int) -> list[int]:
+        """Rows of the training split that the data seed gives this process at a step."""
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The tensor summed over processes."""
+
+    def probe_gradients(self, passes: int = 1) -> None:
+        """Forward-backward passes on the batches of the next steps without a step; counted in the record.
+
+        Raises
+        ------
+        RuntimeError
+            Outside a round, where there is no next step.
+        """
+
+    def probe_forward(self, batches: Sequence[Batch]) -> float:
+        """Mean loss on the method's own batches, without gradient or dropout; counted in the record."""
+
+    def row_losses(self, rows: Sequence[int]) -> list[float]:
+        """Loss of every one of these training rows alone; counted in the record."""
 
 
 @dataclass
 class Method:
     """Options common to all methods.
 
-    lr: peak learning rate of AdamW; tune it for each method, it does not transfer (literature and our races).
-    steps_per_round: κ, optimizer steps in a round; for methods that do not merge, the length of a record.
-    schedule: `"constant"`, `"linear"` or `"cosine"` decay to zero over the whole run's planned steps.
-    warmup: steps of linear warm-up at the start of the run.
-    weight_decay, betas: AdamW's; max_grad_norm: clip the global gradient norm (None: do not).
-    head_lr: peak learning rate of a classifier head, the same for all methods unless you change it.
+    Parameters
+    ----------
+    lr : float
+        Peak learning rate of AdamW. Tune it for each method: it does not transfer.
+    steps_per_round : int
+        κ, optimizer steps in a round. For methods that do not merge, the length of a record.
+    schedule : str
+        Over the run's planned steps: `"constant"`; `"linear"` or `"cosine"` decay towards zero; `"sqrt"`, the
+        slower √(1 − t/K); `"trapezoid"`, constant and then linear decay over the last 30 %.
+    warmup : int
+        Steps of linear warm-up at the start of the run.
+    weight_decay, betas : float, tuple of float
+        AdamW's.
+    max_grad_norm : float or None
+        Clip the global gradient norm there; None: do not.
+    head_lr : float
+        Peak learning rate of a classifier's head, the same for all methods unless you change it.
     """
 
-    lr: float = 1e-3
-    steps_per_round: int = 20
-    schedule: str = "linear"
-    warmup: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float | None = None
-    head_lr: float = 1e-3
+    lr: float = option(1e-3, above=0)
+    steps_per_round: int = option(20, low=1)
+    schedule: str = option("linear", choices=SCHEDULES)
+    warmup: int = option(0, low=0)
+    weight_decay: float = option(0.0, low=0)
+    betas: tuple[float, float] = option((0.9, 0.999), low=0, below=1)
+    max_grad_norm: float | None = option(None, above=0)
+    head_lr: float = option(1e-3, above=0)
 
     name: ClassVar[str] = "method"
-    additive: ClassVar[bool] = False  # whether rounds' updates add up (see `Ensemble`)
+    # Whether the bench merges every round's boosters, so that their updates add up (see `Ensemble`) and a
+    # module's update gains a factor each time that the module is chosen.
+    additive: ClassVar[bool] = False
     # Floating-point operations per token and weight: 2 forward, 2 backward through the activations. An upper
     # bound where the lowest module trained is not the first.
     flops_per_weight: ClassVar[int] = 4
@@ -54,49 +131,76 @@ class Method:
     low_rank: ClassVar[bool] = True  # whether the accumulated update is a product of factors
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not self.head_lr > 0:
-            raise ValueError(f"Learning rates must be positive, got lr={self.lr}, head_lr={self.head_lr}.")
-        if self.steps_per_round < 1:
-            raise ValueError(f"steps_per_round must be at least 1, got {self.steps_per_round}.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"Unknown schedule {self.schedule!r}; accepted: {', '.join(SCHEDULES)}.")
-        if self.warmup < 0:
-            raise ValueError(f"warmup is a number of steps, 0 or more; got {self.warmup}.")
+        check_options(self)
 
     def options(self) -> dict[str, Any]:
         """The options as a dict; `type(method)(**options)` makes an equal one."""
         return dataclasses.asdict(self)
 
+    def rank_bound(self, modules: int) -> int | None:
+        """The most that one choice of a module can add to the rank of its accumulated update.
+
+        Parameters
+        ----------
+        modules : int
+            How many modules are adapted; it counts where ranks move between them.
+
+        Returns
+        -------
+        int or None
+            For a method that is not additive, the largest rank of a module's update at any time. None where
+            the shape alone is a bound.
+        """
+        return None
+
     def label(self, common: Mapping[str, Any] | None = None) -> str:
         """A name that tells variants of one method apart: it shows every option that is not the default.
 
-        common: options that all methods of a race share and that need not be shown, like the learning rate.
+        Parameters
+        ----------
+        common : mapping, optional
+            Options that all methods of a race share and that need not be shown, like the learning rate.
         """
         usual = {f.name: f.default for f in dataclasses.fields(self)} | dict(common or {})
         options = {name: value for name, value in self.options().items() if name != "lr"}
         return ":".join([self.name, *(f"{n}={v}" for n, v in options.items() if v != usual[n])])
 
     def rate(self, step: int, round_step: int, total: int) -> float:
-        """The schedule's factor on the peak learning rate at a step of the run (0-based).
+        """The schedule's factor on the peak learning rate at a step; above 0.
 
-        round_step: the step's number within its round; total: the run's planned steps.
+        A step past the plan keeps the plan's last rate, so that no round trains at a rate of zero.
+
+        Parameters
+        ----------
+        step, round_step : int
+            The step's number in the run and in its round, from 0.
+        total : int
+            K, the run's planned steps.
         """
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        progress = min(1.0, step / max(1, total))
+        left = 1 - min(step, total - 1) / total  # from 1 down to 1/K
         if self.schedule == "linear":
-            factor *= 1 - progress
+            factor *= left
         elif self.schedule == "cosine":
-            factor *= (1 + math.cos(math.pi * progress)) / 2
+            factor *= (1 - math.cos(math.pi * left)) / 2
+        elif self.schedule == "sqrt":
+            factor *= math.sqrt(left)
+        elif self.schedule == "trapezoid":
+            factor *= min(1.0, left / DECAY)
         return factor
 
-    # Moments of the loop, in order. Each is told the bench, which knows the model, the modules and the data.
+    # Moments of the loop, in order. Each is told the loop, which knows the model, the modules and the data.
 
-    def start(self, bench: Bench) -> None:
+    def start(self, loop: Loop) -> None:
         """Once, before the first round: attach what stays for the whole run."""
 
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+    def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         """Set up a round; returns the names of the modules that it trains."""
-        return bench.modules
+        return loop.modules
+
+    def pick_rows(self, loop: Loop) -> Mapping[int, list[int]]:
+        """Rows of the training split by step, for steps of this round that shall see others than planned."""
+        return {}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that this round trains, by name (without the head)."""
@@ -110,20 +214,24 @@ class Method:
         """AdamW; a group's `"lr_ratio"` multiplies the learning rate that the loop sets at every step."""
         return adamw(parameters, self.lr, self.betas, self.weight_decay)
 
-    def before_backward(self, bench: Bench) -> None:
+    def before_backward(self, loop: Loop) -> None:
         """A training step begins: its forward and backward pass come next."""
 
-    def after_backward(self, bench: Bench) -> None:
+    def after_backward(self, loop: Loop) -> None:
         """Gradients are there (summed over processes): change them here."""
 
-    def after_step(self, bench: Bench) -> None:
+    def after_step(self, loop: Loop) -> None:
         """The optimizer has stepped; the gradients it used are still there."""
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
-        """The round's boosters (B, A) by module; additive ones are merged by the bench afterwards."""
+    def is_fitted(self, loop: Loop, losses: Sequence[Tensor]) -> bool:
+        """Whether the round ends here; `losses`: of its steps so far, the same in all processes."""
+        return len(losses) >= self.steps_per_round
+
+    def end_round(self, loop: Loop, index: int) -> Boosters:
+        """The round's boosters (B, A) by module; additive ones are merged by the loop afterwards."""
         raise NotImplementedError
 
-    def update(self, bench: Bench, module: str) -> Tensor:
+    def update(self, loop: Loop, module: str) -> Tensor:
         """The accumulated update ΔW (d, k) now, on the CPU; for methods whose update is no product."""
         raise NotImplementedError
 
@@ -132,7 +240,7 @@ class Method:
         count = sum(p.numel() for p in self.trainable().values())
         return count if self.additive or index == 0 else 0
 
-    def close(self, bench: Bench) -> None:
+    def close(self, loop: Loop) -> None:
         """Take everything off the model again."""
 
     def state(self) -> dict[str, Tensor]:
@@ -147,7 +255,7 @@ class Method:
 class Continued(Method):
     """A method that trains the same parameters from the first step to the last, with one optimizer."""
 
-    def start(self, bench: Bench) -> None:
+    def start(self, loop: Loop) -> None:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -189,9 +297,19 @@ def fresh_boosters(
 ) -> dict[str, LowRank]:
     """Boosters that change nothing yet, one per module; A depends on (seed, index, module order) alone.
 
-    rank: one for all, or by module; scale: a rank's scale.
+    Parameters
+    ----------
+    modules : mapping of str to nn.Module
+    rank : int or mapping of str to int
+        One for all modules, or by module.
+    scale : callable
+        A rank's scale.
+    init : str
+        How A starts, see `lowrank.booster.init_A`.
+    seed, index : int
+        The run's seed and the round.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    generator = seeds.generator("A", seed, index)
     boosters = {}
     for name, module in modules.items():
         r = rank if isinstance(rank, int) else rank[name]

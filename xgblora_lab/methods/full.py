@@ -12,8 +12,8 @@ from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods.base import Continued
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 
 @dataclass
@@ -29,14 +29,14 @@ class Full(Continued):
     low_rank: ClassVar[bool] = False
     flops_per_weight: ClassVar[int] = 6  # 2 more for the weights' own gradients
 
-    def start(self, bench: Bench) -> None:
-        super().start(bench)
-        bench.weights.snapshot()
-        head = {id(p) for p in bench.head.values()}
+    def start(self, loop: Loop) -> None:
+        super().start(loop)
+        loop.weights.snapshot()
+        head = {id(p) for p in loop.head.values()}
         self.parameters = {
-            n: p for n, p in bench.model.named_parameters() if id(p) not in head and p.is_floating_point()
+            n: p for n, p in loop.model.named_parameters() if id(p) not in head and p.is_floating_point()
         }
-        frozen = [n for n, p in bench.model.named_parameters() if not p.is_floating_point()]
+        frozen = [n for n, p in loop.model.named_parameters() if not p.is_floating_point()]
         if frozen:
             raise ValueError(
                 f"Full fine-tuning needs floating-point weights, but {frozen[0]!r} is quantised."
@@ -48,16 +48,16 @@ class Full(Continued):
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.parameters
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         return {}
 
-    def close(self, bench: Bench) -> None:
+    def close(self, loop: Loop) -> None:
         for name, parameter in self.parameters.items():
             parameter.data.copy_(self.before[name])
             parameter.grad = None
             parameter.requires_grad_(False)
 
-    def update(self, bench: Bench, module: str) -> Tensor:
-        base = bench.weights.base(module)
-        live = dense_weight(bench.modules[module]).detach().cpu()
+    def update(self, loop: Loop, module: str) -> Tensor:
+        base = loop.weights.base(module)
+        live = dense_weight(loop.modules[module]).detach().cpu()
         return live.to(torch.promote_types(base.dtype, torch.float32)) - base

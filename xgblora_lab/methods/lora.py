@@ -13,8 +13,8 @@ from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.base import Continued, booster_parameters, fresh_boosters
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 
 @dataclass
@@ -42,31 +42,34 @@ class LoRA(Continued):
                 f"Unknown scaling {self.scaling!r}; accepted: 'lora' (alpha/r), 'rslora' (alpha/√r)."
             )
 
+    def rank_bound(self, modules: int) -> int | None:
+        return self.rank if self.low_rank else None
+
     def scale_of(self, rank: int) -> float:
         """The scale of a pair of this rank."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (rank if self.scaling == "lora" else math.sqrt(rank))
 
-    def start(self, bench: Bench) -> None:
-        super().start(bench)
-        self.boosters = self.make_boosters(bench)
+    def start(self, loop: Loop) -> None:
+        super().start(loop)
+        self.boosters = self.make_boosters(loop)
         for name, booster in self.boosters.items():
-            booster.attach(bench.modules[name])
+            booster.attach(loop.modules[name])
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
         """The pairs that are attached for the whole run."""
-        return fresh_boosters(bench.modules, self.rank, self.scale_of, self.init, bench.seed, 0)
+        return fresh_boosters(loop.modules, self.rank, self.scale_of, self.init, loop.seed, 0)
 
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+    def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         return self.boosters
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return booster_parameters(self.boosters)
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         return {name: booster.factors() for name, booster in self.boosters.items()}
 
-    def close(self, bench: Bench) -> None:
+    def close(self, loop: Loop) -> None:
         for booster in self.boosters.values():
             booster.detach()
 

@@ -28,8 +28,8 @@ from xgblora_lab.methods.base import (
 from xgblora_lab.methods.lora import check_rank
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 SELECTIONS = ("random", "cyclic", "all")
 POLICIES = ("fresh", "keep", "zero_moments")
@@ -96,6 +96,9 @@ class XGBLoRA(Method):
         if self.norm_penalty < 0:
             raise ValueError(f"norm_penalty must be 0 or more, got {self.norm_penalty}.")
 
+    def rank_bound(self, modules: int) -> int | None:
+        return self.rank
+
     def scale_of(self, rank: int) -> float:
         """The scale of a booster of this rank."""
         return 1.0 if self.alpha is None else self.alpha / rank
@@ -104,7 +107,7 @@ class XGBLoRA(Method):
         factor = super().rate(step, round_step, total)
         return factor * min(1.0, (round_step + 1) / self.round_warmup) if self.round_warmup else factor
 
-    def start(self, bench: Bench) -> None:
+    def start(self, loop: Loop) -> None:
         self.boosters: dict[str, LowRank] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.carried: dict[str, Tensor] = {}  # optimizer state by parameter, for the policies that keep it
@@ -123,21 +126,21 @@ class XGBLoRA(Method):
             picked = set(torch.randperm(N, generator=generator)[:L_s].tolist())
         return [name for i, name in enumerate(names) if i in picked]
 
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
-        names = self.choose(list(bench.modules), bench.seed, index)
-        modules = {name: bench.modules[name] for name in names}
+    def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
+        names = self.choose(list(loop.modules), loop.seed, index)
+        modules = {name: loop.modules[name] for name in names}
         init = "kaiming" if self.init == "residual" else self.init
-        self.boosters = fresh_boosters(modules, self.rank, self.scale_of, init, bench.seed, index)
+        self.boosters = fresh_boosters(modules, self.rank, self.scale_of, init, loop.seed, index)
         if self.init == "residual":
-            for name, A in residual_A(bench, modules, self.rank, index).items():
+            for name, A in residual_A(loop, modules, self.rank, index).items():
                 self.boosters[name].A.data.copy_(A)
         if self.subspace == "orthogonal":
-            self.taken = {name: earlier_directions(bench, name, self.rank) for name in names}
+            self.taken = {name: earlier_directions(loop, name, self.rank) for name in names}
             self.leave_taken()
         for name, booster in self.boosters.items():
             booster.attach(modules[name])
         if self.examples == "hardest":
-            bench.trainer.picked = hardest_rows(bench, self.steps_per_round)
+            loop.trainer.picked = hardest_rows(loop, self.steps_per_round)
         return names
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -149,13 +152,13 @@ class XGBLoRA(Method):
             load_optimizer_tensors(self.optimizer, self.trainable(), self.carried)
         return self.optimizer
 
-    def after_backward(self, bench: Bench) -> None:
+    def after_backward(self, loop: Loop) -> None:
         if self.norm_penalty:
             for parameter in self.trainable().values():
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach(), alpha=2 * self.norm_penalty)
 
-    def after_step(self, bench: Bench) -> None:
+    def after_step(self, loop: Loop) -> None:
         if self.subspace == "orthogonal":
             self.leave_taken()
 
@@ -167,12 +170,12 @@ class XGBLoRA(Method):
             Q = Q.to(A)
             A.sub_((A @ Q) @ Q.T)
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         if self.optimizer_state != "fresh" and self.optimizer is not None:
             state = optimizer_tensors(self.optimizer, self.trainable())
-            self.carried |= self.carry(state, bench.seed, index)
+            self.carried |= self.carry(state, loop.seed, index)
         boosters = {name: booster.factors(self.shrinkage) for name, booster in self.boosters.items()}
-        self.close(bench)
+        self.close(loop)
         return boosters
 
     def carry(self, state: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
@@ -183,12 +186,12 @@ class XGBLoRA(Method):
                     value.zero_()
         return state
 
-    def close(self, bench: Bench) -> None:
+    def close(self, loop: Loop) -> None:
         for booster in self.boosters.values():
             booster.detach()
         self.boosters = {}
         self.optimizer = None
-        bench.trainer.picked = {}
+        loop.trainer.picked = {}
 
     def state(self) -> dict[str, Tensor]:
         return {key: value.clone() for key, value in self.carried.items()}
@@ -198,7 +201,7 @@ class XGBLoRA(Method):
 
 
 def residual_A(
-    bench: Bench, modules: Mapping[str, nn.Module], rank: int, index: int, ridge: float = 0.03
+    loop: Loop, modules: Mapping[str, nn.Module], rank: int, index: int, ridge: float = 0.03
 ) -> dict[str, Tensor]:
     """A (r, k) per module, fitted to the negative functional gradient (our own idea, not the paper's).
 
@@ -207,11 +210,11 @@ def residual_A(
     range, A ∝ (C⁻¹XᵀDω)ᵀ with ω (d, r) random, at the norm that kaiming has on average. λ is `ridge` times
     the mean diagonal of XᵀX. One forward-backward pass on the round's first batch, counted in the record.
     """
-    generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + index + 500_009)
+    generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + index + 500_009)
     omegas = {}
     for name, module in modules.items():
         omega = torch.randn(weight_shape(module)[0], rank, generator=generator)
-        omegas[name] = omega.to(device=bench.accelerator.device, dtype=factor_dtype(module))
+        omegas[name] = omega.to(device=loop.accelerator.device, dtype=factor_dtype(module))
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
 
     def collect(name: str, X: Tensor, D: Tensor) -> None:
@@ -220,12 +223,12 @@ def residual_A(
         seen[name].append((X, D @ omegas[name]))
 
     with watched(dict(modules), collect):
-        bench.probe_gradients()
+        loop.probe_gradients()
     fitted = {}
     for name in modules:
         X = torch.cat([x for x, _ in seen[name]])
         target = torch.cat([t for _, t in seen[name]])  # (n, r)
-        fitted[name] = _ridge(bench, X, target, ridge).T  # (r, k)
+        fitted[name] = _ridge(loop, X, target, ridge).T  # (r, k)
         norm = fitted[name].norm(dim=1, keepdim=True)
         if not torch.isfinite(norm).all() or (norm == 0).any():
             raise ValueError(f"The probe gave {name!r} no gradient; use another init than 'residual' there.")
@@ -233,9 +236,9 @@ def residual_A(
     return fitted
 
 
-def earlier_directions(bench: Bench, module: str, rank: int) -> Tensor:
+def earlier_directions(loop: Loop, module: str, rank: int) -> Tensor:
     """Orthonormal basis (k, R) of the rows of A of all earlier boosters on a module."""
-    A = bench.ensemble.factors(module)[1]
+    A = loop.ensemble.factors(module)[1]
     R, k = A.shape
     if R + rank > k:
         raise ValueError(
@@ -245,21 +248,21 @@ def earlier_directions(bench: Bench, module: str, rank: int) -> Tensor:
     return torch.linalg.qr(A.T.double())[0]
 
 
-def hardest_rows(bench: Bench, kappa: int) -> dict[int, list[int]]:
+def hardest_rows(loop: Loop, kappa: int) -> dict[int, list[int]]:
     """step -> training rows for the next κ steps: the half of 2κ steps' rows with the highest loss."""
-    first, size = bench.trained_steps, bench.trainer.batch_size
-    pool = [row for i in range(2 * kappa) for row in bench.trainer.planned_rows(first + i)]
-    losses = bench.row_losses(pool)
+    first, size = loop.trained_steps, loop.batch_size
+    pool = [row for i in range(2 * kappa) for row in loop.planned_rows(first + i)]
+    losses = loop.row_losses(pool)
     hardest = sorted(sorted(range(len(pool)), key=lambda i: -losses[i])[: kappa * size])
     rows = [pool[i] for i in hardest]  # in the plan's order
     return {first + i: rows[i * size : (i + 1) * size] for i in range(kappa)}
 
 
-def _ridge(bench: Bench, X: Tensor, target: Tensor, ridge: float) -> Tensor:
+def _ridge(loop: Loop, X: Tensor, target: Tensor, ridge: float) -> Tensor:
     """(XᵀX + λI)⁻¹ Xᵀ target: (k, r), by the smaller of the primal and the dual system."""
     n, k = X.shape
-    if n >= k or bench.accelerator.num_processes > 1:  # XᵀX adds up over processes, XXᵀ does not
-        C, rhs = bench.trainer.summed(X.T @ X), bench.trainer.summed(X.T @ target)
+    if n >= k or loop.accelerator.num_processes > 1:  # XᵀX adds up over processes, XXᵀ does not
+        C, rhs = loop.summed(X.T @ X), loop.summed(X.T @ target)
         C.diagonal().add_(ridge * C.diagonal().mean())
         return torch.linalg.solve(C, rhs)
     K = X @ X.T

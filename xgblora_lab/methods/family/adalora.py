@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.family.sora import open_factors
 from xgblora_lab.methods.lora import LoRA, check_rank
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 
 class Triplets(LowRank):
@@ -95,15 +96,15 @@ class AdaLoRA(LoRA):
         """The average rank that the budget ends at."""
         return max(1, round(self.rank * 2 / 3)) if self.target_rank is None else self.target_rank
 
-    def start(self, bench: Bench) -> None:
+    def start(self, loop: Loop) -> None:
         from peft import AdaLoraConfig
         from peft.tuners.adalora.layer import RankAllocator
 
-        super().start(bench)
-        tinit, tfinal = (int(t * bench.steps) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
-        if tinit >= bench.steps - tfinal:
+        super().start(loop)
+        tinit, tfinal = (int(t * loop.steps) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
+        if tinit >= loop.steps - tfinal:
             raise ValueError(
-                f"tinit={tinit} and tfinal={tfinal} leave none of the {bench.steps} steps for the budget to "
+                f"tinit={tinit} and tfinal={tfinal} leave none of the {loop.steps} steps for the budget to "
                 "fall; lower one of them or plan more steps."
             )
         config = AdaLoraConfig(
@@ -114,29 +115,29 @@ class AdaLoRA(LoRA):
             deltaT=self.deltaT,
             beta1=self.beta1,
             beta2=self.beta2,
-            total_step=bench.steps,
+            total_step=loop.steps,
         )
         self.shown = nn.ModuleList(Shown(booster) for booster in self.boosters.values())
         self.allocator = RankAllocator(self.shown, config, "default")
         self.pattern: dict[str, list[bool]] = {}  # the triplets kept at the last masking, by PEFT's names
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
-        generator = torch.Generator().manual_seed(bench.seed * 1_000_003)
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
+        generator = seeds.generator("triplets", loop.seed)
         boosters: dict[str, LowRank] = {}
-        for name, b in super().make_boosters(bench).items():
+        for name, b in super().make_boosters(loop).items():
             A, B = (0.02 * torch.randn(p.shape, generator=generator) for p in (b.A, b.B))
             boosters[name] = Triplets(A.to(b.A), B.to(b.B), b.scale, b.A.new_zeros(self.rank, 1))
         return boosters
 
-    def after_backward(self, bench: Bench) -> None:
+    def after_backward(self, loop: Loop) -> None:
         if self.orth_reg_weight:
             with torch.enable_grad():
                 factors = [p for b in self.boosters.values() for p in (b.A, b.B.T)]  # each (r, …)
                 (self.orth_reg_weight * orthogonality(factors)).backward()
 
-    def after_step(self, bench: Bench) -> None:
+    def after_step(self, loop: Loop) -> None:
         """What `AdaLoraModel.update_and_allocate` does, in its three phases."""
-        step, last = bench.trained_steps, bench.steps - self.allocator.peft_config.tfinal
+        step, last = loop.trained_steps, loop.steps - self.allocator.peft_config.tfinal
         if step > last:
             self.allocator.mask_using_rank_pattern(self.shown, self.pattern)
             return
@@ -145,7 +146,7 @@ class AdaLoRA(LoRA):
         if step == last:
             self.allocator.reset_ipt()
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         return {name: open_factors(booster) for name, booster in self.boosters.items()}
 
     def state(self) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.lowrank.linear import weight_shape
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 
 class Switched(LowRank):
@@ -63,44 +64,52 @@ class ALoRA(LoRA):
         if not 0 < self.moved < 1:
             raise ValueError(f"moved is a part of all ranks, above 0 and below 1; got {self.moved}.")
 
+    def rank_bound(self, modules: int) -> int | None:
+        # One module may get every rank that moves; the ranks of all modules together never grow.
+        total = self.rank * modules
+        return min(total, self.rank + self.reallocations * self.moving(total))
+
+    def moving(self, total: int) -> int:
+        """How many of `total` ranks a reallocation moves."""
+        return max(1, round(self.moved * total))
+
     def scale_of(self, rank: int) -> float:
         return super().scale_of(self.rank)
 
-    def start(self, bench: Bench) -> None:
-        super().start(bench)
+    def start(self, loop: Loop) -> None:
+        super().start(loop)
         self.grown = 0  # numbers that this round's new ranks added
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
-        fresh = super().make_boosters(bench)
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
+        fresh = super().make_boosters(loop)
         return {name: Switched(b.A.detach(), b.B.detach(), b.scale) for name, b in fresh.items()}
 
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+    def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         self.grown = 0
         if index and index % self.every == 0 and index // self.every <= self.reallocations:
-            self.reallocate(bench, index)
+            self.reallocate(loop, index)
         return self.boosters
 
     def new_parameters(self, index: int) -> int:
         return super().new_parameters(index) if index == 0 else self.grown
 
-    def reallocate(self, bench: Bench, index: int) -> None:
+    def reallocate(self, loop: Loop, index: int) -> None:
         """Score, prune and grow, deterministically in (state, seed, index)."""
-        scores = self.scores(bench)
-        count = max(1, round(self.moved * self.rank * len(scores)))
-        kept, added = plan(scores, count)
-        generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + index)
+        scores = self.scores(loop)
+        kept, added = plan(scores, self.moving(self.rank * len(scores)))
+        generator = seeds.generator("new ranks", loop.seed, index)
         rows = {
-            name: init_A(self.init, n, weight_shape(bench.modules[name])[1], generator)
+            name: init_A(self.init, n, weight_shape(loop.modules[name])[1], generator)
             for name, n in added.items()
         }
         state = self.state()
         self.load_state({key: resized_tensor(key, value, kept, rows) for key, value in state.items()})
-        self.grown = sum(n * sum(weight_shape(bench.modules[name])) for name, n in added.items())
+        self.grown = sum(n * sum(weight_shape(loop.modules[name])) for name, n in added.items())
 
-    def scores(self, bench: Bench) -> dict[str, Tensor]:
+    def scores(self, loop: Loop) -> dict[str, Tensor]:
         """AB-LoRA scores (r,) by module: high where a rank is missed and helps alone."""
-        size, rows = bench.trainer.batch_size, range(min(self.score_rows, bench.task.size("train")))
-        batches = [bench.task.batch("train", rows[i : i + size]) for i in rows[::size]]
+        size, rows = loop.batch_size, range(min(self.score_rows, loop.task.size("train")))
+        batches = [loop.task.batch("train", rows[i : i + size]) for i in rows[::size]]
         boosters = {n: b for n, b in self.boosters.items() if isinstance(b, Switched)}
         scores = {name: torch.zeros(b.rank, dtype=torch.float64) for name, b in boosters.items()}
         try:
@@ -111,7 +120,7 @@ class ALoRA(LoRA):
                     assert booster.mask is not None
                     for i in range(booster.rank):
                         booster.mask[i] = float(not on)
-                        loss = bench.probe_forward(batches)
+                        loss = loop.probe_forward(batches)
                         booster.mask[i] = float(on)
                         scores[name][i] += loss if on else -loss
         finally:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 SCOPES = ("global", "module")
 MOMENTS = ("inherit", "keep", "zero")
@@ -82,13 +83,13 @@ class BeamLoRA(LoRA):
                 f"beam_every is a whole number of steps from 2 or a fraction below 1, got {T!r}."
             )
 
-    def start(self, bench: Bench) -> None:
-        super().start(bench)
+    def start(self, loop: Loop) -> None:
+        super().start(loop)
         self.snapshot: dict[str, Tensor] = {}  # the state half a period before the next event
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
         boosters: dict[str, LowRank] = {}
-        for name, b in super().make_boosters(bench).items():
+        for name, b in super().make_boosters(loop).items():
             scores = b.A.new_zeros(self.rank).detach()
             boosters[name] = booster = Competing(b.A.detach(), b.B.detach(), b.scale, scores)
             booster.tau = self.tau
@@ -103,21 +104,21 @@ class BeamLoRA(LoRA):
         progress = min(1.0, step / (self.top_p_until * steps))
         return 1 - (1 - self.top_p) * (1 + math.cos(math.pi * progress)) / 2
 
-    def after_step(self, bench: Bench) -> None:
-        done, T = bench.trained_steps + 1, self.period(bench.steps)
+    def after_step(self, loop: Loop) -> None:
+        done, T = loop.trained_steps + 1, self.period(loop.steps)
         if done % T == T // 2:
             self.snapshot = super().state()
-        elif done % T == 0 and bench.steps - done >= T:
-            self.compete(bench, done)
+        elif done % T == 0 and loop.steps - done >= T:
+            self.compete(loop, done)
 
     @torch.no_grad()
-    def compete(self, bench: Bench, done: int) -> None:
+    def compete(self, loop: Loop, done: int) -> None:
         """One event after `done` steps."""
         gates = [booster.gates().detach().cpu() for booster in self.competing().values()]
-        p = self.share(done, bench.steps)
+        p = self.share(done, loop.steps)
         compared = [gates] if self.scope == "global" else [[gate] for gate in gates]
         counts = [count for group in compared for count in weak_counts(group, p)]
-        generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + done + 300_007)
+        generator = seeds.generator("beams", loop.seed, done)
         for name, gate, count in zip(self.boosters, gates, counts, strict=True):
             count = min(count, self.rank // 2)
             if count:

@@ -13,8 +13,8 @@ from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 
 class Decomposed(LowRank):
@@ -51,16 +51,16 @@ class DoRA(LoRA):
     name: ClassVar[str] = "dora"
     low_rank: ClassVar[bool] = False
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
-        plain = super().make_boosters(bench)
-        return {n: Decomposed(b.A.data, b.B.data, b.scale, bench.modules[n]) for n, b in plain.items()}
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
+        plain = super().make_boosters(loop)
+        return {n: Decomposed(b.A.data, b.B.data, b.scale, loop.modules[n]) for n, b in plain.items()}
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         return {}
 
     @torch.no_grad()
-    def update(self, bench: Bench, module: str) -> Tensor:
-        booster, base = self.boosters[module], bench.modules[module]
+    def update(self, loop: Loop, module: str) -> Tensor:
+        booster, base = self.boosters[module], loop.modules[module]
         assert isinstance(booster, Decomposed)
         W = dense_weight(base).detach().to(booster.A.dtype)
         B, A = booster.factors()

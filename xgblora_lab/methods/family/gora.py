@@ -16,7 +16,7 @@ from xgblora_lab.methods.family.gradient import check_passes, mean_gradients
 from xgblora_lab.methods.family.lora_plus import LoRAPlus
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 
 @dataclass
@@ -65,27 +65,30 @@ class GoRA(LoRAPlus):
         low = max(1, self.rank // 2) if self.r_min is None else self.r_min
         return low, 4 * self.rank if self.r_max is None else self.r_max
 
-    def start(self, bench: Bench) -> None:
-        packed = [name for name, module in bench.modules.items() if not can_merge(module)]
+    def rank_bound(self, modules: int) -> int | None:
+        return self.bounds()[1]
+
+    def start(self, loop: Loop) -> None:
+        packed = [name for name, module in loop.modules.items() if not can_merge(module)]
         if packed:
             raise ValueError(
                 f"GoRA weighs the weight against its gradient, but that of {packed[0]!r} is packed "
                 "(quantised): load the model unquantised, or use lora."
             )
-        super().start(bench)
+        super().start(loop)
 
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+    def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         if index == 0:
-            gradients = mean_gradients(bench, bench.modules, self.passes)
-            importance = {n: float((bench.weights.base(n) * G).abs().mean()) for n, G in gradients.items()}
-            ranks = self.share(importance, bench.ensemble.shapes)
-            start = fresh_boosters(bench.modules, ranks, self.scale_of, self.init, bench.seed, 0)
+            gradients = mean_gradients(loop, loop.modules, self.passes)
+            importance = {n: float((loop.weights.base(n) * G).abs().mean()) for n, G in gradients.items()}
+            ranks = self.share(importance, loop.ensemble.shapes)
+            start = fresh_boosters(loop.modules, ranks, self.scale_of, self.init, loop.seed, 0)
             for name, booster in self.boosters.items():
                 booster.resize(ranks[name])
                 booster.scale = start[name].scale
                 booster.A.data.copy_(start[name].A)
                 booster.B.data.copy_(self.first_step(gradients[name], start[name].A.detach().cpu()))
-        return super().begin_round(bench, index)
+        return super().begin_round(loop, index)
 
     def share(self, importance: Mapping[str, float], shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         """The rank of every module, from importances and (d, k)."""

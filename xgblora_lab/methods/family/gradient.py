@@ -12,10 +12,10 @@ from xgblora_lab.lowrank.booster import watched
 from xgblora_lab.lowrank.linear import factor_dtype, weight_shape
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 
-def mean_gradients(bench: Bench, modules: Mapping[str, nn.Module], passes: int) -> dict[str, Tensor]:
+def mean_gradients(loop: Loop, modules: Mapping[str, nn.Module], passes: int) -> dict[str, Tensor]:
     """∂loss/∂W (d, k) by module, the mean over the batches of the next `passes` steps, on the CPU.
 
     In float32 (float64 on a float64 base) and the same on all processes: each adds its part of DᵀX, with X
@@ -32,12 +32,12 @@ def mean_gradients(bench: Bench, modules: Mapping[str, nn.Module], passes: int) 
         total += (D.to(total.dtype).T @ X.to(total.dtype)).cpu()
 
     with watched(dict(modules), add):
-        bench.probe_gradients(passes)
-    scaler = bench.accelerator.scaler  # fp16 only: the loss was multiplied before its backward pass
+        loop.probe_gradients(passes)
+    scaler = loop.accelerator.scaler  # fp16 only: the loss was multiplied before its backward pass
     count = passes * (1.0 if scaler is None else scaler.get_scale())
     means = {}
     for name, total in sums.items():
-        means[name] = bench.trainer.summed(total.to(bench.accelerator.device)).cpu() / count
+        means[name] = loop.summed(total.to(loop.accelerator.device)).cpu() / count
         if not torch.isfinite(means[name]).all():
             raise ValueError(
                 f"The gradient of {name!r} is not finite: check the data and the base's loss, or use bf16."

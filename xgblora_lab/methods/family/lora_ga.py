@@ -13,7 +13,7 @@ from xgblora_lab.methods.family.gradient import check_passes, mean_gradients
 from xgblora_lab.methods.family.offset import OffsetLoRA, leading
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 
 @dataclass
@@ -46,8 +46,8 @@ class LoRAGA(OffsetLoRA):
             raise ValueError(f"gamma must be above 0, got {self.gamma}.")
         check_passes(self.passes)
 
-    def check_shapes(self, bench: Bench) -> None:
-        for name, module in bench.modules.items():
+    def check_shapes(self, loop: Loop) -> None:
+        for name, module in loop.modules.items():
             directions = min(weight_shape(module))
             if 2 * self.rank > directions:
                 raise ValueError(
@@ -55,9 +55,9 @@ class LoRAGA(OffsetLoRA):
                     f"use a rank of at most {directions // 2}, or leave it out of the targets."
                 )
 
-    def first_factors(self, bench: Bench) -> dict[str, tuple[Tensor, Tensor]]:
-        gradients = mean_gradients(bench, bench.modules, self.passes)
-        return {name: self.split(G, bench.seed) for name, G in gradients.items()}
+    def first_factors(self, loop: Loop) -> dict[str, tuple[Tensor, Tensor]]:
+        gradients = mean_gradients(loop, loop.modules, self.passes)
+        return {name: self.split(G, loop.seed) for name, G in gradients.items()}
 
     def split(self, G: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """(B₀ (d, r), A₀ (r, k)) from a gradient (d, k)."""

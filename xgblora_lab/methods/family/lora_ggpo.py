@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, row_norms
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 TINY = 1e-12
 LARGEST = 10.0  # of 1 / the gradient's running norm, in MGPO's released code
@@ -41,23 +42,23 @@ class Shaken(LowRank):
 class _Shaking(LoRA):
     """What GGPO and MGPO share. `memory` holds what a step leaves for the next one's perturbation."""
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
         self.memory: dict[str, Tensor] = {}
-        plain = super().make_boosters(bench)
+        plain = super().make_boosters(loop)
         return {n: Shaken(b.A.data, b.B.data, b.scale) for n, b in plain.items()}
 
-    def before_backward(self, bench: Bench) -> None:
+    def before_backward(self, loop: Loop) -> None:
         for name, booster in self.boosters.items():
             if isinstance(booster, Shaken):
-                booster.perturbation = self.perturbation(bench, name, booster)
+                booster.perturbation = self.perturbation(loop, name, booster)
 
-    def after_backward(self, bench: Bench) -> None:
+    def after_backward(self, loop: Loop) -> None:
         for name, booster in self.boosters.items():
             if isinstance(booster, Shaken):
                 booster.perturbation = None
             self.remember(name, booster)
 
-    def perturbation(self, bench: Bench, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
+    def perturbation(self, loop: Loop, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
         """x (…, k) -> ε x (…, d) for this step, without gradient to A and B; None: not shaken."""
         raise NotImplementedError
 
@@ -65,11 +66,11 @@ class _Shaking(LoRA):
         """Update `memory` from this step's gradients."""
         raise NotImplementedError
 
-    def close(self, bench: Bench) -> None:
+    def close(self, loop: Loop) -> None:
         for booster in self.boosters.values():
             if isinstance(booster, Shaken):
                 booster.perturbation = None  # a step that was interrupted may have left one
-        super().close(bench)
+        super().close(loop)
 
     def state(self) -> dict[str, Tensor]:
         memory = {f"memory/{n}": t.detach().to("cpu", copy=True) for n, t in self.memory.items()}
@@ -108,7 +109,7 @@ class LoRAMGPO(_Shaking):
             )
 
     @torch.no_grad()
-    def perturbation(self, bench: Bench, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
+    def perturbation(self, loop: Loop, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
         moments = self.optimizer.state if self.optimizer is not None else {}
         if booster.A not in moments or booster.B not in moments:
             return None
@@ -158,13 +159,13 @@ class LoRAGGPO(_Shaking):
                 f"sigma and gradient_weight must be 0 or more; got {self.sigma} and {self.gradient_weight}."
             )
 
-    def start(self, bench: Bench) -> None:
-        super().start(bench)
-        self.modules = bench.modules
-        self.frozen = {n: row_norms(bench.modules[n], b) for n, b in self.boosters.items()}
+    def start(self, loop: Loop) -> None:
+        super().start(loop)
+        self.modules = loop.modules
+        self.frozen = {n: row_norms(loop.modules[n], b) for n, b in self.boosters.items()}
 
     @torch.no_grad()
-    def perturbation(self, bench: Bench, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
+    def perturbation(self, loop: Loop, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
         if f"{name}.gradient" not in self.memory:
             return None
         std = noise_level(
@@ -175,7 +176,7 @@ class LoRAGGPO(_Shaking):
             self.gradient_weight,
         )
         noise = gaussian_rows(
-            std, booster.A.shape[1], bench.seed, bench.trained_steps, list(self.boosters).index(name)
+            std, booster.A.shape[1], loop.seed, loop.trained_steps, list(self.boosters).index(name)
         )
         return lambda x: nn.functional.linear(x, noise)
 
@@ -201,7 +202,7 @@ def noise_level(weight: Tensor, gradient: Tensor, k: int, sigma: float, gradient
 
 def gaussian_rows(std: Tensor, k: int, seed: int, step: int, index: int) -> Tensor:
     """(d, k) noise with row i ~ N(0, std_i²); the same for the same numbers, in every process."""
-    generator = torch.Generator(std.device).manual_seed((seed * 1_000_003 + step) * 1_009 + index)
+    generator = seeds.generator("noise", seed, step, index, device=std.device)
     noise = torch.randn(len(std), k, generator=generator, device=std.device, dtype=std.dtype)
     return noise * std[:, None]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 EXACT = 512  # a whole SVD of 512 × 2048 takes about half a second on one core
 
@@ -30,46 +30,49 @@ class OffsetLoRA(LoRA):
     copy, to which the offset is added before it is rounded once: there the model moves by that rounding.
     """
 
-    def start(self, bench: Bench) -> None:
-        self.check_shapes(bench)
-        super().start(bench)
-        self.weights = bench.weights
+    def rank_bound(self, modules: int) -> int | None:
+        return 2 * self.rank  # what was learned, and the start that was taken out
+
+    def start(self, loop: Loop) -> None:
+        self.check_shapes(loop)
+        super().start(loop)
+        self.weights = loop.weights
         self.offset: dict[str, tuple[Tensor, Tensor]] = {}  # (−s·B₀, A₀) by module, CPU; none before round 0
 
-    def check_shapes(self, bench: Bench) -> None:
+    def check_shapes(self, loop: Loop) -> None:
         """ValueError where a module cannot have such a start."""
 
-    def first_factors(self, bench: Bench) -> Mapping[str, tuple[Tensor, Tensor]]:
+    def first_factors(self, loop: Loop) -> Mapping[str, tuple[Tensor, Tensor]]:
         """(B₀ (d, r), A₀ (r, k)) by module, the same on all processes."""
         raise NotImplementedError
 
-    def begin_round(self, bench: Bench, index: int) -> Iterable[str]:
+    def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         if index == 0:
-            for name, (B, A) in self.first_factors(bench).items():
+            for name, (B, A) in self.first_factors(loop).items():
                 self.boosters[name].B.data.copy_(B)
                 self.boosters[name].A.data.copy_(A)
             # From the factors as they are now, not as they were computed: what is taken out is what is there.
             pairs = {name: booster.factors() for name, booster in self.boosters.items()}
             self.take_out({name: (-B.cpu(), A.cpu()) for name, (B, A) in pairs.items()})
-        return super().begin_round(bench, index)
+        return super().begin_round(loop, index)
 
     def take_out(self, offset: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Make the live weights the base plus this offset."""
         self.offset = dict(offset)
         self.weights.replay([self.offset])
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         factors = {}
-        for name, (B, A) in super().end_round(bench, index).items():
+        for name, (B, A) in super().end_round(loop, index).items():
             if name in self.offset:
                 B0, A0 = self.offset[name]
                 B, A = torch.cat([B.cpu(), B0], 1), torch.cat([A.cpu(), A0], 0)
             factors[name] = (B, A)
         return factors
 
-    def close(self, bench: Bench) -> None:
-        super().close(bench)
-        bench.weights.restore()
+    def close(self, loop: Loop) -> None:
+        super().close(loop)
+        loop.weights.restore()
 
     def state(self) -> dict[str, Tensor]:
         tensors = super().state()

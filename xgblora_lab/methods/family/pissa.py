@@ -12,7 +12,7 @@ from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, we
 from xgblora_lab.methods.family.offset import OffsetLoRA, leading
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
+    from xgblora_lab.methods.base import Loop
 
 
 @dataclass
@@ -30,8 +30,8 @@ class PiSSA(OffsetLoRA):
 
     name: ClassVar[str] = "pissa"
 
-    def check_shapes(self, bench: Bench) -> None:
-        for name, module in bench.modules.items():
+    def check_shapes(self, loop: Loop) -> None:
+        for name, module in loop.modules.items():
             if not can_merge(module):
                 raise ValueError(
                     f"PiSSA takes the weight itself apart, but that of {name!r} is packed (quantised): load "
@@ -44,12 +44,12 @@ class PiSSA(OffsetLoRA):
                     f"use a rank of at most {directions}, or leave it out of the targets."
                 )
 
-    def first_factors(self, bench: Bench) -> dict[str, tuple[Tensor, Tensor]]:
+    def first_factors(self, loop: Loop) -> dict[str, tuple[Tensor, Tensor]]:
         factors = {}
         scale = self.scale_of(self.rank)
-        for name, module in bench.modules.items():
+        for name, module in loop.modules.items():
             weight = dense_weight(module).detach().to("cpu", factor_dtype(module))
-            U, s, V = leading(weight, self.rank, bench.seed)
+            U, s, V = leading(weight, self.rank, loop.seed)
             root = s.sqrt() / math.sqrt(scale)
             factors[name] = (U * root, root[:, None] * V.T)
         return factors

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from xgblora_lab import seeds
 from xgblora_lab.methods.xgblora import XGBLoRA
 
 PRUNINGS = ("magnitude", "random")
@@ -51,7 +52,7 @@ class ReLoRA(XGBLoRA):
             raise ValueError(f"Unknown pruning {self.pruning!r}; accepted: {', '.join(PRUNINGS)}.")
 
     def carry(self, state: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index + 700_001)
+        generator = seeds.generator("pruning", seed, index)
         for key, moment in state.items():
             if key.endswith("/exp_avg"):
                 order = (

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
-    from xgblora_lab.bench.bench import Bench
     from xgblora_lab.lowrank.live_weights import Boosters
+    from xgblora_lab.methods.base import Loop
 
 PROXES = ("exact", "released")
 
@@ -53,11 +54,11 @@ class SoRA(LoRA):
             if getattr(self, option) < 0:
                 raise ValueError(f"{option} must be 0 or more, got {getattr(self, option)}.")
 
-    def make_boosters(self, bench: Bench) -> dict[str, LowRank]:
-        generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + 700_001)
+    def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
+        generator = seeds.generator("gates", loop.seed)
         return {
             name: LowRank(b.A.detach(), b.B.detach(), b.scale, self.first_gates(generator).to(b.A))
-            for name, b in super().make_boosters(bench).items()
+            for name, b in super().make_boosters(loop).items()
         }
 
     def first_gates(self, generator: torch.Generator) -> Tensor:
@@ -75,20 +76,20 @@ class SoRA(LoRA):
         return [b.gate for b in self.boosters.values() if b.gate is not None]
 
     @torch.no_grad()
-    def after_backward(self, bench: Bench) -> None:
+    def after_backward(self, loop: Loop) -> None:
         count = sum(gate.numel() for gate in self.gates())
         for gate in self.gates():
             if self.sparse_lambda and gate.grad is not None:
                 gate.grad.add_(gate.sign(), alpha=self.sparse_lambda / count)
 
     @torch.no_grad()
-    def after_step(self, bench: Bench) -> None:
+    def after_step(self, loop: Loop) -> None:
         assert self.optimizer is not None
         rate = self.optimizer.param_groups[1]["lr"] if self.prox == "exact" else self.lr
         for gate in self.gates():
             gate.copy_(shrunk(gate, self.xi * rate, self.prox))
 
-    def end_round(self, bench: Bench, index: int) -> Boosters:
+    def end_round(self, loop: Loop, index: int) -> Boosters:
         return {name: open_factors(booster) for name, booster in self.boosters.items()}
 
 

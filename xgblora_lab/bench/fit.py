@@ -1,0 +1,150 @@
+"""One round from its beginning to its record: set up, optimizer steps, merge, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab.bench.hooks import Hook, Run
+from xgblora_lab.bench.measure import Measure
+from xgblora_lab.bench.records import Round
+from xgblora_lab.bench.step import Head, Trainer, state_bytes
+
+if TYPE_CHECKING:
+    from xgblora_lab.tasks.task import Batch
+
+
+class Fit:
+    """Runs the rounds of one bench.
+
+    Parameters
+    ----------
+    run : Run
+        The bench, as methods and hooks see it.
+    trainer : Trainer
+    head : Head
+    measure : Measure
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps done since the run's start.
+    """
+
+    def __init__(self, run: Run, trainer: Trainer, head: Head, measure: Measure) -> None:
+        self.run, self.trainer, self.head, self.measure = run, trainer, head, measure
+        self.step = 0
+
+    def round(self, index: int, hooks: Sequence[Hook]) -> Round:
+        """Train round `index` and return its record."""
+        began = time.perf_counter()
+        run, method, measure = self.run, self.run.method, self.measure
+        self.trainer.picked = {}
+        measure.begin_round(self.step)
+        probe_before = measure.probe()
+        modules = tuple(method.begin_round(run, index))
+        self.trainer.picked = method.pick_rows(run)
+        if self.trainer.picked:
+            measure.first_batch = self.trainer.batches(self.step)
+        for hook in hooks:
+            hook.on_round_start(run, index)
+        parameters = list(method.trainable().values())
+        trained = [*parameters, *self.head.parameters.values()]
+        optimizer = method.make_optimizer(parameters)
+        fitted = self._steps(index, optimizer, trained, hooks)
+        optimizers = [o for o in (optimizer, self.head.optimizer) if o is not None]
+        costs = {
+            "optimizer_bytes": state_bytes(optimizers),
+            "peak_parameters": sum(p.numel() for p in trained),
+            "total_parameters": self._total_before() + method.new_parameters(index),
+            "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
+        }
+        self._merge(index)
+        return Round(
+            index=index,
+            method=method.name,
+            step=self.step,
+            modules=modules,
+            loss_before=fitted["losses"][0],
+            loss_after=measure.after_round(index),
+            probe_before=probe_before,
+            probe_after=measure.probe(),
+            seconds=time.perf_counter() - began,
+            extra_passes=measure.passes,
+            extra_forwards=measure.forwards,
+            measurements={k: v for hook in hooks for k, v in (hook.measure(run) or {}).items()},
+            **fitted,
+            **costs,
+        )
+
+    def _steps(
+        self,
+        index: int,
+        optimizer: torch.optim.Optimizer,
+        trained: Sequence[nn.Parameter],
+        hooks: Sequence[Hook],
+    ) -> dict[str, Any]:
+        """The optimizer steps of a round: the fields of its record that they give."""
+        run, losses, norms, rates, tokens = self.run, [], [], [], 0
+        run.model.train()
+        self.trainer.seed_dropout(run.seed, index)
+        while True:
+            batches = self.trainer.batches(self.step) if losses else self.measure.first_batch
+            loss, norm, rate = self.one_step(len(losses), batches, optimizer, trained)
+            losses.append(loss)
+            norms.append(norm)
+            rates.append(rate)
+            tokens += sum(run.task.tokens(batch) for batch in batches)
+            for hook in hooks:
+                hook.on_step(run, len(losses) - 1, loss)
+            if self.step == run.steps or run.method.is_fitted(run, losses):
+                break
+        run.model.eval()
+        measured = torch.stack([torch.stack(losses), torch.stack(norms).to(losses[0])]).tolist()
+        return {
+            "losses": tuple(measured[0]),
+            "gradient_norms": tuple(measured[1]),
+            "learning_rates": tuple(rates),
+            "tokens": int(self.trainer.summed(torch.tensor(tokens, device=run.accelerator.device))),
+        }
+
+    def one_step(
+        self,
+        i: int,
+        batches: Sequence[Batch],
+        optimizer: torch.optim.Optimizer,
+        trained: Sequence[nn.Parameter],
+    ) -> tuple[Tensor, Tensor, float]:
+        """Step i of a round: its loss before the update and its gradients' norm, as scalars, and its rate."""
+        run, method = self.run, self.run.method
+        method.before_backward(run)
+        loss = self.trainer.backward(batches, trained)
+        method.after_backward(run)
+        lr = method.lr * method.rate(self.step, i, run.steps)
+        optimizers = {optimizer: lr}
+        if self.head.optimizer is not None:  # lives across rounds: a round's re-warm-up is not for it
+            optimizers[self.head.optimizer] = self.head.lr * method.rate(self.step, run.steps, run.steps)
+        norm = self.trainer.update(optimizers, trained, method.max_grad_norm)
+        method.after_step(run)
+        for parameter in trained:
+            parameter.grad = None
+        self.step += 1
+        return loss, norm, lr
+
+    def _merge(self, index: int) -> None:
+        boosters = self.run.method.end_round(self.run, index)
+        self.trainer.picked = {}
+        self.run.ensemble.append(boosters)
+        if self.run.method.additive:
+            self.run.weights.merge(boosters)
+        self.measure.weights_changed()
+
+    def _total_before(self) -> int:
+        history = self.run.history
+        if len(history):
+            return history[-1].total_parameters
+        return sum(p.numel() for p in self.head.parameters.values())

@@ -1,0 +1,144 @@
+"""Taking the result away: a PEFT adapter, or a merged `transformers` checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from xgblora_lab.files import replaced_folder, save_tensors
+from xgblora_lab.lowrank import spectra
+from xgblora_lab.lowrank.ensemble import Ensemble
+from xgblora_lab.lowrank.linear import find_modules, head_names, head_parameters, is_linear
+
+
+def export_peft(
+    ensemble: Ensemble,
+    folder: str | Path,
+    model: nn.Module,
+    rank: int | None = None,
+    base: str = "",
+    upto: int | None = None,
+) -> dict[str, Any]:
+    """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
+
+    A trained classifier head goes along (PEFT's `modules_to_save`).
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        The update.
+    folder : str or Path
+        Where to; a folder that holds something else is refused.
+    model : nn.Module
+        The model it was trained on; gives names, the head and the kind of task.
+    rank : int, optional
+        None keeps every factor, which is exact; a number truncates each module's update to its best
+        approximation of that rank (Eckart and Young 1936).
+    base : str
+        Name or folder of the base model, written into the adapter's configuration; default: the model's own.
+    upto : int, optional
+        Rounds that count; default: all.
+
+    Returns
+    -------
+    dict
+        `{"rank": largest rank written, "relative_error": {module: ‖ΔW − written‖/‖ΔW‖}}`.
+
+    Raises
+    ------
+    ValueError
+        For a rank below 1 and an empty ensemble.
+    FileExistsError
+        Where the folder holds something else.
+    """
+    if rank is not None and rank < 1:
+        raise ValueError(
+            f"The adapter's rank must be at least 1, got {rank}; leave it out for the exact update."
+        )
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    errors: dict[str, float] = {}
+    for name in ensemble.shapes:
+        B, A = ensemble.factors(name, upto)
+        if B.shape[1] == 0:
+            continue
+        B, A, errors[name] = _truncated(
+            B, A, min(*ensemble.shapes[name], B.shape[1] if rank is None else rank)
+        )
+        ranks[name] = B.shape[1]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = A.float().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().contiguous()
+    if not ranks:
+        raise ValueError("The ensemble is empty: run at least one round before exporting it.")
+    heads = head_parameters(model)
+    tensors |= {f"base_model.model.{n}": p.detach().float().cpu().contiguous() for n, p in heads.items()}
+    config = _config(model, ranks, base, sorted(heads))
+    with replaced_folder(folder, "adapter_config.json") as partial:
+        config.save_pretrained(str(partial))
+        save_tensors(partial / "adapter_model.safetensors", tensors)
+    return {"rank": max(ranks.values()), "relative_error": errors}
+
+
+def export_merged(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
+    """Write a model whose update is in its weights as a `transformers` checkpoint (safetensors).
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With everything merged, as `Bench.merged` gives it.
+    folder : str or Path
+        Where to; a folder that holds something else is refused.
+    tokenizer : optional
+        Saved beside the model.
+
+    Raises
+    ------
+    ValueError
+        Where the model is not one of transformers.
+    FileExistsError
+        Where the folder holds something else.
+    """
+    if not hasattr(model, "save_pretrained"):
+        raise ValueError(f"{type(model).__name__} is no transformers model; save its state_dict instead.")
+    with replaced_folder(folder, "config.json") as partial:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+
+
+def _truncated(B: Tensor, A: Tensor, limit: int) -> tuple[Tensor, Tensor, float]:
+    """Factors of the best approximation of rank `limit`, and its relative error."""
+    if B.shape[1] <= limit:
+        return B, A, 0.0
+    U, s, Vh = spectra.svd(B, A)
+    error = float((s[limit:].square().sum() / s.square().sum().clamp_min(1e-300)).sqrt())
+    root = s[:limit].sqrt()
+    return U[:, :limit] * root, root[:, None] * Vh[:limit], error
+
+
+def _config(model: nn.Module, ranks: dict[str, int], base: str, heads: list[str]) -> Any:
+    from peft import LoraConfig
+
+    modules = find_modules(model, sorted(ranks)).values()
+    saved = sorted({n for n in head_names(model) if any(p.startswith(n + ".") for p in heads)})
+    return LoraConfig(
+        task_type=_task_type(model),
+        base_model_name_or_path=base or str(getattr(model, "name_or_path", "")),
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,  # alpha = rank: a scale of 1, the scale is in the factors already
+        target_modules=sorted(ranks),
+        modules_to_save=saved or None,
+        fan_in_fan_out=any(is_linear(m) and not isinstance(m, nn.Linear) for m in modules),
+        inference_mode=True,
+    )
+
+
+def _task_type(model: nn.Module) -> str | None:
+    name = type(model).__name__
+    kinds = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+    kinds["ForConditionalGeneration"] = "SEQ_2_SEQ_LM"
+    return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
