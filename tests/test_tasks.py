@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from tiny import EOS, PAD, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
 from xgblora_lab.tasks import rows
-from xgblora_lab.tasks.task import IGNORED
+from xgblora_lab.tasks.matrix import matrix
+from xgblora_lab.tasks.task import IGNORED, row_lengths
 from xgblora_lab.tasks.text import TextTask, classification_scores, load_task
 
 TEXTS = [
@@ -155,6 +156,26 @@ def test_batch_is_a_pure_function() -> None:
     assert not torch.equal(a["input_ids"], task.batch("train", [0, 2])["input_ids"])
     assert a["input_ids"][1, 1:].eq(PAD).all()
     assert a["attention_mask"][1].tolist() == [1] + [0] * 27
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"text": TEXTS, "label": [0, 1] * 4}, {}),
+        ({"text": TEXTS[1:]}, {}),
+        ({"prompt": TEXTS, "answer": TEXTS[3:] + TEXTS[:3]}, {}),
+        ({"prompt": TEXTS, "answer": TEXTS[3:] + TEXTS[:3]}, {"encoder_decoder": True}),
+    ],
+)
+def test_lengths_are_the_tokens_of_every_row(columns: dict, options: dict) -> None:
+    task = _task(columns, **options)
+    lengths = task.lengths("dev")
+    assert lengths == [task.tokens(task.batch("dev", [i])) for i in range(task.size("dev"))]
+    assert len(set(lengths)) > 3
+    assert row_lengths(task, "dev") == lengths
+    assert row_lengths(matrix()[1]) is None  # its rows are all alike, and it does not say
+    with pytest.raises(ValueError, match="has no test split"):
+        task.lengths("test")
 
 
 def test_classification_scores_against_known_values() -> None:

@@ -30,7 +30,12 @@ IGNORED = -100  # a label position that is not scored
 
 
 class Task(Protocol):
-    """What the loop trains on. Any object with these members works, with any torch model."""
+    """What the loop trains on. Any object with these members works, with any torch model.
+
+    One more member is optional, and therefore not declared here: `lengths(split) -> Sequence[int]`, for every
+    row of the split what `tokens` counts in it. With it the loop can put rows of similar length into a batch,
+    which saves padding. A task whose rows are all alike leaves it out. Ask through `row_lengths`.
+    """
 
     name: str
     kind: str
@@ -60,6 +65,25 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> np.ndarray:
         """One prediction per example."""
+
+
+def row_lengths(task: Task, split: str = "train") -> Sequence[int] | None:
+    """The tokens of every row of a split without padding, or None where the task has no `lengths`.
+
+    Parameters
+    ----------
+    task : Task
+        With or without the optional member `lengths`.
+    split : str
+        "train", "dev" or "test".
+
+    Returns
+    -------
+    sequence of int, or None
+        One number a row, in the split's order.
+    """
+    lengths = getattr(task, "lengths", None)
+    return lengths(split) if callable(lengths) else None
 
 
 @dataclass(frozen=True)

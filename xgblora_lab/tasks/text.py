@@ -47,6 +47,17 @@ class TextTask:
     def size(self, split: str = "train") -> int:
         return len(self.splits.get(split, ()))
 
+    def lengths(self, split: str = "train") -> list[int]:
+        """Tokens of every row without padding, in the split's order: what `tokens` counts in each.
+
+        Raises
+        ------
+        ValueError
+            Where the data has no such split.
+        """
+        both = self.kind == "seq2seq-lm"  # the answer is read by the decoder
+        return [len(e.ids) + (len(e.label) if both else 0) for e in self._rows(split)]  # type: ignore[arg-type]
+
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """input_ids and attention_mask (N, S), padded on the right; labels (N,) or (N, S)."""
         examples = self._rows(split)
@@ -132,7 +143,8 @@ class TextTask:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Summed loss, number of terms and prediction of every row, in the split's order."""
         examples = self._rows(split)[:limit]
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+        lengths = self.lengths(split)
+        order = sorted(range(len(examples)), key=lengths.__getitem__)
         losses, weights, predictions = (np.zeros(len(examples)) for _ in range(3))
         with evaluating(model) as device:
             for start in range(0, len(order), EVALUATION_BATCH):
