@@ -7,7 +7,8 @@ weight is applied as y = x Wᵀ (`nn.Linear`, and whatever quantised libraries d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -98,6 +99,44 @@ def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") 
     modules = {name: m for name, m in linear.items() if name in chosen}
     _refuse_tied(model, modules)
     return modules
+
+
+def block_name(module: str) -> str:
+    """The transformer block that a module belongs to, read off its name.
+
+    Parameters
+    ----------
+    module : str
+        A dotted name as in `named_modules`.
+
+    Returns
+    -------
+    str
+        The name up to and including its first number (`"model.layers.3"`); without a number the name of the
+        parent, or the name itself at the top of the model.
+    """
+    match = re.match(r"(.*?\.)?\d+(?=\.|$)", module)
+    return match.group() if match else module.rpartition(".")[0] or module
+
+
+def blocks(modules: Iterable[str]) -> list[list[str]]:
+    """Group module names into transformer blocks.
+
+    Parameters
+    ----------
+    modules : iterable of str
+        Names as in `named_modules`, in the model's order (the result of `find_modules` will do).
+
+    Returns
+    -------
+    list of list of str
+        One list a block, in the order in which the blocks first occur; inside a block the given order. What a
+        block is, `block_name` says.
+    """
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        found.setdefault(block_name(module), []).append(module)
+    return list(found.values())
 
 
 def head_names(model: nn.Module) -> list[str]:
