@@ -82,7 +82,7 @@ def read(kind: str = "classification") -> Source:
 
 @functools.lru_cache(maxsize=1)
 def _documents() -> dict[str, dict[str, list[str]]]:
-    """split -> area -> docstrings; a module (a source file) or a topic lies in one split as a whole."""
+    """By split and area, docstrings; a module (a source file) or a topic lies in one split as a whole."""
     splits: dict[str, dict[str, list[str]]] = {split: {} for split in ("train", "dev", "test")}
     seen: set[str] = set()
     for area, names in AREAS.items():
@@ -158,8 +158,10 @@ def _fresh(texts: Iterator[str] | list[str], seen: set[str]) -> Iterator[str]:
 
 
 def _passages(texts: list[str]) -> list[str]:
-    """English prose in passages of 8 to 40 words: paragraphs of a docstring that are no doctest, table or
-    listing, neighbours joined while they fit."""
+    """English prose in passages of 8 to 40 words.
+
+    Paragraphs of a docstring that are no doctest, table or listing; neighbours are joined while they fit.
+    """
     found = []
     for text in texts:
         passage: list[str] = []
