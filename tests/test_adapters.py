@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from xgblora_lab.lowrank.booster import LowRank, attached, init_A, watched
-from xgblora_lab.lowrank.linear import add_update_, dense_weight, find_modules, head_parameters, weight_shape
+from xgblora_lab.lowrank.linear import (
+    add_update_,
+    block_name,
+    blocks,
+    dense_weight,
+    find_modules,
+    head_parameters,
+    weight_shape,
+)
 
 
 class PackedLinear(nn.Linear):
@@ -150,6 +158,37 @@ def test_attention_is_found_in_every_architecture(make, attention, all_linear):
     assert 0 < len(chosen) < len(everything)
     if attention:
         assert (len(chosen), len(everything)) == (attention, all_linear)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (tiny.tiny_bert, ["bert.encoder.layer.0", "bert.encoder.layer.1"]),
+        (tiny.tiny_gpt2, ["transformer.h.0", "transformer.h.1"]),
+        (tiny.tiny_llama, ["model.layers.0", "model.layers.1"]),
+        (tiny.tiny_t5, ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]),
+    ],
+)
+def test_modules_fall_into_blocks_in_the_models_order(make, expected):
+    modules = find_modules(make())
+    found = blocks(modules)
+    assert [name for block in found for name in block] == list(modules)
+    assert [{block_name(name) for name in block} for block in found] == [{name} for name in expected]
+    for name, block in zip(expected, found, strict=True):
+        assert block == [n for n in modules if n.startswith(f"{name}.")]
+
+
+def test_blocks_follow_the_first_number_and_need_none():
+    names = ["h.10.fc", "h.1.fc", "h.10.mlp.2", "3", "pooler.dense", "pooler.out", "score", "fc2"]
+    assert blocks(names) == [
+        ["h.10.fc", "h.10.mlp.2"],
+        ["h.1.fc"],
+        ["3"],
+        ["pooler.dense", "pooler.out"],
+        ["score"],
+        ["fc2"],
+    ]
+    assert blocks([]) == []
 
 
 def test_tied_weights_are_refused():

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench.bench import Bench, resume
-from xgblora_lab.bench.hooks import Checkpoint, Hook
+from xgblora_lab import seeds
+from xgblora_lab.bench import Bench, Checkpoint, resume
+from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.methods import Full, LoRA, XGBLoRA, make_method
 
 
@@ -37,7 +38,7 @@ def test_one_endless_round_on_all_modules_is_lora_of_rank_one_bit_for_bit(init):
     assert boosted.history[0].losses == lora.history[0].losses
     for name in boosted.modules:
         assert torch.equal(boosted.update(name), lora.update(name))
-    assert boosted.history[0].losses[0] > boosted.history[0].losses[-1]
+    assert boosted.history[0].probe_before > boosted.history[0].probe_after
     merging = bench_of(XGBLoRA(steps_per_round=4, selection="all", **common), steps=12)
     merging.run(progress=False)
     assert merging.history[-1].losses[-1] != lora.history[0].losses[-1]
@@ -98,7 +99,7 @@ def test_a_merge_changes_no_logit():
 
 
 def test_unselected_modules_stay_bit_identical_and_ranks_are_bounded():
-    bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=2, modules_per_round=3), steps=16)
+    bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=2, selection="random", modules_per_round=3), steps=16)
     base = snapshot(bench.model)
     for record in bench.rounds():
         before, now = base, snapshot(bench.model)
@@ -274,7 +275,7 @@ def test_selections_cover_what_they_say():
     cyclic = XGBLoRA(selection="cyclic", modules_per_round=4)
     assert cyclic.choose(names, 0, 0) == names[:4]
     assert cyclic.choose(names, 0, 1) == ["m0", "m1", "m4", "m5"]
-    random = XGBLoRA(modules_per_round=1 / 3)
+    random = XGBLoRA(selection="random", modules_per_round=1 / 3)
     picks = [tuple(random.choose(names, 0, t)) for t in range(40)]
     assert {len(p) for p in picks} == {2}
     assert len(set(picks)) > 5
@@ -309,7 +310,7 @@ def test_the_residual_start_is_the_ridge_regression_of_the_gradient(rows):
     with bench.hooked(Look()):
         record = bench.step()
     C = X.T @ X + 0.03 * (X.T @ X).diagonal().mean() * torch.eye(k).double()
-    omega = torch.randn(d, 1, generator=torch.Generator().manual_seed(500_009)).double()
+    omega = torch.randn(d, 1, generator=seeds.generator("residual", 0, 0)).double()
     expected = torch.linalg.solve(C, X.T @ D @ omega)[:, 0]
     assert torch.cosine_similarity(seen["A"], expected, dim=0) > 1 - 1e-6
     assert float(seen["A"].norm()) == pytest.approx(1 / math.sqrt(3), rel=1e-5)
@@ -413,7 +414,7 @@ def test_a_saved_run_resumes_to_the_same_curve(method, tmp_path):
         assert list(third.staged_evaluate())[1] == list(whole.staged_evaluate())[1]
     with pytest.raises(FileExistsError, match="resume"):
         Bench(model(), task, make_method(method), hooks=[Checkpoint(tmp_path / "run")]).step()
-    with pytest.raises(FileNotFoundError, match=r"history\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"history\.jsonl is missing"):
         resume(tmp_path, model(), task)
 
 
@@ -451,7 +452,7 @@ def test_the_record_counts_what_was_spent():
     bench = Bench(
         model,
         ToyTask("classification"),
-        XGBLoRA(steps_per_round=3, modules_per_round=2),
+        XGBLoRA(steps_per_round=3, selection="random", modules_per_round=2),
         steps=6,
         batch_size=8,
     )
@@ -512,12 +513,16 @@ def test_schedules_end_where_they_should():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: XGBLoRA(lr=-1), "positive"),
-        (lambda: XGBLoRA(selection="best"), "accepted: random, cyclic, all"),
+        (lambda: XGBLoRA(lr=-1), "lr must be a number above 0; got -1"),
+        (lambda: XGBLoRA(lr=float("inf")), "lr must be a number"),
+        (lambda: XGBLoRA(alpha=True), "alpha must be a number above 0 or none"),
+        (lambda: LoRA(betas=0.9), "betas must be 2 numbers"),
+        (lambda: XGBLoRA(round_warmup=-1), "round_warmup must be a whole number from 0"),
+        (lambda: XGBLoRA(selection="best"), "one of all, random, cyclic"),
         (lambda: XGBLoRA(modules_per_round=1.5), "whole number from 1 or a fraction"),
         (lambda: XGBLoRA(shrinkage=0), "above 0"),
         (lambda: LoRA(rank=0), "whole number from 1"),
-        (lambda: LoRA(schedule="wavy"), "accepted: constant, linear, cosine"),
+        (lambda: LoRA(schedule="wavy"), "one of constant, linear, cosine"),
         (lambda: make_method("xgbolra"), "Did you mean 'xgblora'"),
         (lambda: make_method("lora:q=8"), "Unknown option 'q=8'"),
         (lambda: bench_of(LoRA(), steps=0), "steps must be at least 1"),
@@ -572,14 +577,14 @@ def test_mixed_precision_trains_factors_in_float32():
     assert losses == pytest.approx(exact, rel=1e-2)
     assert losses != exact
     assert {p.dtype for pair in mixed.ensemble[1].values() for p in pair} == {torch.float32}
-    assert mixed.history.settings["precision"] == "bf16"
+    assert mixed.history.settings.precision == "bf16"
 
 
 def test_the_cost_of_a_token_is_counted_from_the_weights():
     model = tiny.tiny_llama()
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    assert bench_of(LoRA(), model).history.settings["flops_per_token"] == 4 * linear
-    assert bench_of(Full(), model).history.settings["flops_per_token"] == 6 * linear
+    assert bench_of(LoRA(), model).history.settings.flops_per_token == 4 * linear
+    assert bench_of(Full(), model).history.settings.flops_per_token == 6 * linear
 
 
 def test_large_states_lie_on_disk_and_are_the_same(monkeypatch):

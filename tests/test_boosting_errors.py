@@ -7,8 +7,8 @@ import tiny
 import torch
 from toy import ToyTask
 
-from xgblora_lab.bench.bench import Bench, resume
-from xgblora_lab.bench.hooks import Checkpoint, Hook
+from xgblora_lab.bench import Bench, Checkpoint, resume
+from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.methods import XGBLoRA
 
 OPTIONS = {"lr": 0.05, "steps_per_round": 2, "selection": "all"}
@@ -101,5 +101,5 @@ def test_the_picks_are_made_again_after_a_rewind_and_after_a_resume(tmp_path):
 
 @pytest.mark.parametrize("options", [{"examples": "wrong"}, {"subspace": "rotated"}])
 def test_unknown_choices_are_refused(options):
-    with pytest.raises(ValueError, match="accepted"):
+    with pytest.raises(ValueError, match="must be one of"):
         XGBLoRA(**options)

@@ -15,8 +15,8 @@ from test_processes import free_port
 from toy import ToyTask, equal, snapshot
 from transformers import AutoModelForSequenceClassification
 
-from xgblora_lab.bench.bench import Bench, resume
-from xgblora_lab.bench.hooks import Checkpoint, Hook
+from xgblora_lab.bench import Bench, Checkpoint, resume
+from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods import METHODS, make_method

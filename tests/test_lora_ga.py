@@ -12,8 +12,8 @@ from test_adapters import PackedLinear, conv1d
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench.bench import Bench, resume
-from xgblora_lab.bench.hooks import Checkpoint, Hook
+from xgblora_lab.bench import Bench, Checkpoint, resume
+from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods import LoRAGA, PiSSA
 from xgblora_lab.methods.family.gradient import mean_gradients

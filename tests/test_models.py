@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
-from xgblora_lab.tasks import models
-from xgblora_lab.tasks.models import language_model_kind, load, load_config, load_model, load_tokenizer
+from xgblora_lab.tasks import checkpoint
+from xgblora_lab.tasks.checkpoint import load_config, load_tokenizer
+from xgblora_lab.tasks.models import language_model_kind, load, load_model
 
 MAKERS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama, "t5": tiny_t5}
 KINDS = {"bert": "masked-lm", "gpt2": "causal-lm", "llama": "causal-lm", "t5": "seq2seq-lm"}
@@ -127,7 +128,7 @@ def test_absent_things_get_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
             call(tmp_path / "nowhere")
         with pytest.raises(OSError, match="hub could not be reached for 'some/model'"):
             call("some/model")
-    monkeypatch.setattr(models, "LAB", empty)
+    monkeypatch.setattr(checkpoint, "LAB", empty)
     for call in (load_model, load_tokenizer):
         with pytest.raises(FileNotFoundError, match=r"python -m xgblora_lab\.lab_model\.pretrain"):
             call("lab")
@@ -170,7 +171,7 @@ def test_load_gives_a_model_and_a_task_that_fit(folders: dict[str, Path]) -> Non
         "dev": {"text": words[:2], "label": ["yes", "no"]},
     }
     for folder in folders.values():
-        model, task = load(folder, data, seed=3)  # type: ignore[arg-type]
+        model, task = load(folder, data, seed=3)
         assert model.config.id2label == {0: "no", 1: "yes"}
         assert model.config.pad_token_id == task.pad_token_id == 0
         assert set(task.evaluate(model)) == {"loss", "accuracy", "matthews", "f1"}
@@ -191,7 +192,7 @@ def test_the_real_language_models(shared: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not (models.LAB / "model.safetensors").exists(), reason=f"no lab weights; {models.PRETRAIN}"
+    not (checkpoint.LAB / "model.safetensors").exists(), reason=f"no lab weights; {checkpoint.PRETRAIN}"
 )
 def test_the_lab_model_on_the_embedded_data() -> None:
     model, task = load(limit=64)

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from tiny import EOS, PAD, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
 from xgblora_lab.tasks import rows
-from xgblora_lab.tasks.task import IGNORED
-from xgblora_lab.tasks.text import TextTask, classification_scores, load_task
+from xgblora_lab.tasks.matrix import matrix
+from xgblora_lab.tasks.scores import classification_scores, correlation
+from xgblora_lab.tasks.task import IGNORED, row_lengths
+from xgblora_lab.tasks.text import TextTask, load_task
 
 TEXTS = [
     "a",
@@ -157,6 +159,26 @@ def test_batch_is_a_pure_function() -> None:
     assert a["attention_mask"][1].tolist() == [1] + [0] * 27
 
 
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"text": TEXTS, "label": [0, 1] * 4}, {}),
+        ({"text": TEXTS[1:]}, {}),
+        ({"prompt": TEXTS, "answer": TEXTS[3:] + TEXTS[:3]}, {}),
+        ({"prompt": TEXTS, "answer": TEXTS[3:] + TEXTS[:3]}, {"encoder_decoder": True}),
+    ],
+)
+def test_lengths_are_the_tokens_of_every_row(columns: dict, options: dict) -> None:
+    task = _task(columns, **options)
+    lengths = task.lengths("dev")
+    assert lengths == [task.tokens(task.batch("dev", [i])) for i in range(task.size("dev"))]
+    assert len(set(lengths)) > 3
+    assert row_lengths(task, "dev") == lengths
+    assert row_lengths(matrix()[1]) is None  # its rows are all alike, and it does not say
+    with pytest.raises(ValueError, match="has no test split"):
+        task.lengths("test")
+
+
 def test_classification_scores_against_known_values() -> None:
     truth, predicted = np.array([1, 1, 1, 0, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0, 1, 0, 1])
     tp, tn, fp, fn = 3, 3, 1, 1
@@ -167,8 +189,18 @@ def test_classification_scores_against_known_values() -> None:
     assert classification_scores(truth, truth, 2)["matthews"] == pytest.approx(1.0)
     assert classification_scores(truth, 1 - truth, 2)["matthews"] == pytest.approx(-1.0)
     assert classification_scores(truth, np.ones(8, int), 2)["matthews"] == 0.0
+    ones = np.ones(4, int)
+    assert classification_scores(ones, ones, 2) == {"accuracy": 1.0, "matthews": 0.0, "f1": 1.0}
     three = classification_scores(np.array([0, 1, 2, 2]), np.array([0, 2, 2, 2]), 3)
+    assert three["matthews"] == pytest.approx((3 * 4 - (1 * 1 + 2 * 3)) / math.sqrt((16 - 6) * (16 - 10)))
     assert three["f1"] == pytest.approx((1 + 0 + 0.8) / 3)
+
+
+def test_correlation_is_zero_where_undefined() -> None:
+    a = np.array([1.0, 2.0, 4.0])
+    assert correlation(a, 2 - 3 * a) == pytest.approx(-1.0)
+    assert correlation(a, np.full(3, 0.1)) == correlation(a[:1], a[:1]) == 0.0
+    assert math.isnan(correlation(a, np.full(3, math.nan)))  # a run that diverged
 
 
 # ---------------------------------------------------------------- pairs, labels, columns
@@ -260,6 +292,11 @@ def test_labels_keep_their_names_and_order() -> None:
 def test_what_cannot_be_used_gets_one_sentence(columns: dict, options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         _task(columns, **options)
+
+
+def test_an_argument_that_does_not_exist() -> None:
+    with pytest.raises(TypeError, match="no argument 'txt'; columns are named by text=, text_b=, label="):
+        _task({"text": ["x", "y"], "label": [0, 1]}, txt="text")
 
 
 def test_unknown_dev_label_and_missing_test_split() -> None:

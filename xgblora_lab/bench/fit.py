@@ -57,7 +57,7 @@ class Fit:
         optimizer = method.make_optimizer(parameters)
         fitted = self._steps(index, optimizer, trained, hooks)
         optimizers = [o for o in (optimizer, self.head.optimizer) if o is not None]
-        costs = {
+        costs: dict[str, Any] = {
             "optimizer_bytes": state_bytes(optimizers),
             "peak_parameters": sum(p.numel() for p in trained),
             "total_parameters": self._total_before() + method.new_parameters(index),
@@ -89,7 +89,10 @@ class Fit:
         hooks: Sequence[Hook],
     ) -> dict[str, Any]:
         """The optimizer steps of a round: the fields of its record that they give."""
-        run, losses, norms, rates, tokens = self.run, [], [], [], 0
+        run, tokens = self.run, 0
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        rates: list[float] = []
         run.model.train()
         self.trainer.seed_dropout(run.seed, index)
         while True:

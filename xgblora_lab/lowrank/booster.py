@@ -14,19 +14,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, weight_shape
+from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, stored_weight, weight_shape
 
-INITS = ("kaiming", "gaussian", "orthogonal", "residual")
+INITS = ("kaiming", "gaussian", "orthogonal")
 
 
 def init_A(
     kind: str, r: int, k: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The input factor (r, k) of a fresh booster; its output factor is 0, so the function is unchanged.
+    """Draw the input factor of a fresh booster; its output factor is 0, so the function is unchanged.
 
-    kind: `"kaiming"`, uniform on ±1/√k as PEFT's LoRA; `"gaussian"`, N(0, 1/3k); `"orthogonal"`, random
+    Parameters
+    ----------
+    kind : str
+        `"kaiming"`, uniform on ±1/√k as PEFT's LoRA; `"gaussian"`, N(0, 1/3k); `"orthogonal"`, random
         orthonormal rows over √3. The three have the same expected norm, √(r/3), so that they differ in shape
         and not in step size. (`"residual"` needs data: `methods.xgblora` makes it.)
+    r, k : int
+        Rank, and inputs of the linear map.
+    generator : torch.Generator
+        Of the draw; on the CPU.
+    dtype : torch.dtype, default float32
+        Of the factor.
+
+    Returns
+    -------
+    Tensor, (r, k)
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        For another kind, and for an orthogonal start of more rows than inputs.
     """
     if kind == "kaiming":
         A = (torch.rand(r, k, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(k)
@@ -75,8 +94,21 @@ class _AddLowRank(torch.autograd.Function):
 class LowRank(nn.Module):
     """A booster: y += scale · (x Aᵀ) Bᵀ on one linear map, while attached.
 
-    A: (r, k), B: (d, r), both trainable, in float32 (float64 on a float64 base).
-    gate: optional (r,), multiplies the rank-1 parts one by one: B diag(gate) A.
+    Parameters
+    ----------
+    A : Tensor, (r, k)
+        Input factor, trainable, in float32 (float64 on a float64 base).
+    B : Tensor, (d, r)
+        Output factor, trainable, in the same dtype.
+    scale : float, default 1.0
+        alpha / rank, as in LoRA.
+    gate : Tensor, (r,), optional
+        Multiplies the rank-1 parts one by one: B diag(gate) A. Trainable.
+
+    Raises
+    ------
+    ValueError
+        Where the factors do not have one r.
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float = 1.0, gate: Tensor | None = None) -> None:
@@ -93,12 +125,26 @@ class LowRank(nn.Module):
 
     @classmethod
     def fresh(cls, module: nn.Module, A: Tensor, scale: float = 1.0) -> LowRank:
-        """A booster that changes nothing yet: the given A (r, k), and B = 0."""
+        """Make a booster that changes nothing yet, as its B is 0.
+
+        Parameters
+        ----------
+        module : nn.Module
+            The linear map it is for; decides d, device and dtype.
+        A : Tensor, (r, k)
+            Input factor.
+        scale : float, default 1.0
+            As in `LowRank`.
+
+        Returns
+        -------
+        LowRank
+            Not attached.
+        """
         d, _ = weight_shape(module)
-        device = module.weight.device
-        dtype = factor_dtype(module)
-        B = torch.zeros(d, A.shape[0], device=device, dtype=dtype)  # type: ignore[arg-type]
-        return cls(A.to(device=device, dtype=dtype), B, scale)  # type: ignore[arg-type]
+        device, dtype = stored_weight(module).device, factor_dtype(module)
+        B = torch.zeros(d, A.shape[0], device=device, dtype=dtype)
+        return cls(A.to(device=device, dtype=dtype), B, scale)
 
     @property
     def rank(self) -> int:
@@ -147,7 +193,20 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def factors(self, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(B, A), detached copies with scale, gate and shrinkage folded into B: the update is B @ A."""
+        """The update's factors, without gradients.
+
+        Parameters
+        ----------
+        shrinkage : float, default 1.0
+            Multiplies the update.
+
+        Returns
+        -------
+        B : Tensor, (d, r)
+            A copy, with scale, gate and shrinkage folded in.
+        A : Tensor, (r, k)
+            A copy. The update is B @ A.
+        """
         B = self.B.detach() * (self.scale * shrinkage)
         gates = self.gates()
         if gates is not None:
@@ -157,7 +216,27 @@ class LowRank(nn.Module):
 
 @torch.no_grad()
 def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None) -> Tensor:
-    """2-norms of the rows of W + sBA, (d,), without forming the sum. frozen: those of W, where known."""
+    """2-norms of the rows of W + sBA, without forming the sum.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Holds W (d, k).
+    booster : LowRank
+        Holds s, B and A.
+    frozen : Tensor, (d,), optional
+        The norms of W's rows, where known.
+
+    Returns
+    -------
+    Tensor, (d,)
+        In the factors' dtype.
+
+    Raises
+    ------
+    ValueError
+        Where the weight is stored packed.
+    """
     if not can_merge(module):
         raise ValueError(
             f"{type(module).__name__} stores its weight packed, so the norms of its rows are not known; "
@@ -172,7 +251,25 @@ def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None)
 
 @contextmanager
 def attached(model: nn.Module, boosters: dict[str, LowRank]) -> Iterator[dict[str, LowRank]]:
-    """Boosters on the named modules for the length of a `with` block; gone after it, whatever happened."""
+    """Attach boosters for the length of a `with` block; they are gone after it, whatever happened.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Holds the modules.
+    boosters : dict of str to LowRank
+        By module name.
+
+    Yields
+    ------
+    dict of str to LowRank
+        The boosters.
+
+    Raises
+    ------
+    AttributeError
+        Where the model has no such module.
+    """
     try:
         for name, booster in boosters.items():
             booster.attach(model.get_submodule(name))
@@ -188,8 +285,18 @@ def watched(
 ) -> Iterator[None]:
     """Call back with (name, X, D) in every backward pass inside the block, then remove the hooks.
 
-    X: (N·S, k), the module's inputs; D: (N·S, d), the loss's gradient at its outputs. The gradient of the
-    weight would be Dᵀ X, but no dense matrix is formed here.
+    The gradient of the weight would be Dᵀ X, but no dense matrix is formed here.
+
+    Parameters
+    ----------
+    modules : dict of str to nn.Module
+        Linear maps by name.
+    on_input_and_gradient : callable
+        Gets the name, the module's inputs X (N·S, k), and the loss's gradient at its outputs, D (N·S, d).
+
+    Yields
+    ------
+    None
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:

@@ -81,7 +81,7 @@ def export_peft(
     return {"rank": max(ranks.values()), "relative_error": errors}
 
 
-def export_merged(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
+def export_merged(model: Any, folder: str | Path, tokenizer: Any = None) -> None:
     """Write a model whose update is in its weights as a `transformers` checkpoint (safetensors).
 
     Parameters

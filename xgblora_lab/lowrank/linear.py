@@ -1,14 +1,16 @@
-"""One trainable low-rank pair on one linear map, attached by a forward hook.
+"""A model's linear maps: which there are, their shapes, how their weights lie, and the blocks they form.
 
-The model keeps its class, its names and its `state_dict`: nothing is replaced. A linear map is anything whose
+A linear map is anything whose
 weight is applied as y = x Wᵀ (`nn.Linear`, and whatever quantised libraries derive from it) or as y = x W
 (GPT-2's transposed `Conv1D`). Axis letters: `d` out, `k` in, `r` rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +28,17 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or _is_conv1d(module)
 
 
+def stored_weight(module: nn.Module) -> Tensor:
+    """The weight as the module stores it: (d, k), transposed, or packed."""
+    return cast(Tensor, module.weight)
+
+
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """(d, k): outputs and inputs of the linear map, whatever the layout or packing of its weight."""
-    if _is_conv1d(module):
-        k, d = module.weight.shape  # type: ignore[misc]
-        return int(d), int(k)
-    return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    if isinstance(module, nn.Linear):  # its weight may be packed
+        return module.out_features, module.in_features
+    d, k = dense_weight(module).shape
+    return d, k
 
 
 def oriented(module: nn.Module, stored: Tensor) -> Tensor:
@@ -41,12 +48,12 @@ def oriented(module: nn.Module, stored: Tensor) -> Tensor:
 
 def dense_weight(module: nn.Module) -> Tensor:
     """A view of the weight as (d, k)."""
-    return oriented(module, module.weight)  # type: ignore[arg-type]
+    return oriented(module, stored_weight(module))
 
 
 def can_merge(module: nn.Module) -> bool:
     """Whether the weight is stored in floating point, (d, k) or transposed; quantised ones are not."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = stored_weight(module)
     return (
         weight.is_floating_point()
         and weight.ndim == 2
@@ -56,25 +63,47 @@ def can_merge(module: nn.Module) -> bool:
 
 def factor_dtype(module: nn.Module) -> torch.dtype:
     """The dtype of boosters on `module`: float32, or float64 on a float64 base (used by exact tests)."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.float64 if stored_weight(module).dtype == torch.float64 else torch.float32
 
 
 def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
-    """Add B @ A, (d, r) @ (r, k), to the live weight in place, in the weight's own dtype."""
+    """Add an update to the live weight in place, in the weight's own dtype.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A linear map that `can_merge`.
+    B : Tensor, (d, r)
+        Output factor.
+    A : Tensor, (r, k)
+        Input factor. B @ A is added.
+    """
     weight = dense_weight(module).data
     weight.addmm_(B.to(weight), A.to(weight))
 
 
 def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Module]:
-    """The linear maps to adapt, by name, in the model's order.
+    """Find the linear maps to adapt.
 
-    targets: `"all-linear"`, every linear map of the backbone (not the output layer or a task head);
-        `"attention"`, those inside a component whose name contains "attn" or "attention"; or names: a full
-        name, its last components (`"q_proj"`, `"mlp.down_proj"`), or a pattern (`"*.layers.0.*"`). One name
-        or a sequence of them.
-    Errors: ValueError where a name matches no linear map, and where a weight is tied to another module's
-        (a booster on one would change the other).
+    Parameters
+    ----------
+    model : nn.Module
+        Any torch model.
+    targets : str or sequence of str, default "all-linear"
+        `"all-linear"`, every linear map of the backbone (not the output layer or a task head); `"attention"`,
+        those inside a component whose name contains "attn" or "attention"; or names: a full name, its last
+        components (`"q_proj"`, `"mlp.down_proj"`), or a pattern (`"*.layers.0.*"`).
+
+    Returns
+    -------
+    dict of str to nn.Module
+        By name, in the model's order.
+
+    Raises
+    ------
+    ValueError
+        Where a name matches no linear map, or a weight is tied to another module's (a booster on one would
+        change the other).
     """
     linear = {name: m for name, m in model.named_modules() if name and is_linear(m)}
     if isinstance(targets, str):
@@ -98,6 +127,44 @@ def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") 
     modules = {name: m for name, m in linear.items() if name in chosen}
     _refuse_tied(model, modules)
     return modules
+
+
+def block_name(module: str) -> str:
+    """The transformer block that a module belongs to, read off its name.
+
+    Parameters
+    ----------
+    module : str
+        A dotted name as in `named_modules`.
+
+    Returns
+    -------
+    str
+        The name up to and including its first number (`"model.layers.3"`); without a number the name of the
+        parent, or the name itself at the top of the model.
+    """
+    match = re.match(r"(.*?\.)?\d+(?=\.|$)", module)
+    return match.group() if match else module.rpartition(".")[0] or module
+
+
+def blocks(modules: Iterable[str]) -> list[list[str]]:
+    """Group module names into transformer blocks.
+
+    Parameters
+    ----------
+    modules : iterable of str
+        Names as in `named_modules`, in the model's order (the result of `find_modules` will do).
+
+    Returns
+    -------
+    list of list of str
+        One list a block, in the order in which the blocks first occur; inside a block the given order. What a
+        block is, `block_name` says.
+    """
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        found.setdefault(block_name(module), []).append(module)
+    return list(found.values())
 
 
 def head_names(model: nn.Module) -> list[str]:

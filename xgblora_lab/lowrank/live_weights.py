@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab.lowrank.booster import LowRank
-from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, oriented
+from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, oriented, stored_weight
 
 Boosters = Mapping[str, tuple[Tensor, Tensor]]  # module name -> (B (d, r), A (r, k)) of one round
 
@@ -22,9 +22,13 @@ Boosters = Mapping[str, tuple[Tensor, Tensor]]  # module name -> (B (d, r), A (r
 class LiveWeights:
     """Merges boosters into modules and takes them back.
 
-    modules: linear maps by name. The base is copied to the CPU when a module is first merged into, so a
-    method that never merges pays nothing. A weight that cannot be added to (packed, quantised) keeps its
-    boosters in a frozen hook instead.
+    The base is copied to the CPU when a module is first merged into, so a method that never merges pays
+    nothing. A weight that cannot be added to (packed, quantised) keeps its boosters in a frozen hook instead.
+
+    Parameters
+    ----------
+    modules : mapping of str to nn.Module
+        Linear maps by name.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -39,14 +43,25 @@ class LiveWeights:
             self._keep(name)
 
     def base(self, name: str) -> Tensor:
-        """The base weight of a module as (d, k), on the CPU."""
+        """The base weight of a module, (d, k), on the CPU. KeyError for a module that is not here."""
         module = self.modules[name]
         if name not in self._base:
             return dense_weight(module).detach().cpu()
         return oriented(module, self._base[name])
 
     def merge(self, boosters: Boosters) -> None:
-        """Add one round's boosters to the live weights."""
+        """Add one round's boosters to the live weights.
+
+        Parameters
+        ----------
+        boosters : mapping of str to tuple of Tensor
+            By module name, B (d, r) and A (r, k), with scale and shrinkage folded in.
+
+        Raises
+        ------
+        KeyError
+            For a module that is not here.
+        """
         for name, (B, A) in boosters.items():
             module = self.modules[name]
             if not can_merge(module):
@@ -60,7 +75,18 @@ class LiveWeights:
                 weight.copy_(master)
 
     def replay(self, rounds: Iterable[Boosters]) -> None:
-        """Make the live weights the base plus these rounds, in this order."""
+        """Make the live weights the base plus these rounds.
+
+        Parameters
+        ----------
+        rounds : iterable of mapping
+            One round's boosters each, as in `merge`, in the order in which they are added.
+
+        Raises
+        ------
+        KeyError
+            For a module that is not here.
+        """
         self.restore()
         for boosters in rounds:
             self.merge(boosters)
@@ -69,7 +95,7 @@ class LiveWeights:
         """Make the live weights the base again, bit for bit."""
         for name, base in self._base.items():
             module = self.modules[name]
-            module.weight.data.copy_(base)  # type: ignore[operator]
+            stored_weight(module).data.copy_(base)
             if name in self._master:
                 self._master[name].copy_(dense_weight(module).data)
         for booster in self._beside.values():
@@ -79,7 +105,7 @@ class LiveWeights:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever happens to the live weights inside the block, they are as before after it."""
-        live = {n: m.weight.detach().clone() for n, m in self.modules.items()}  # type: ignore[operator]
+        live = {n: stored_weight(m).detach().clone() for n, m in self.modules.items()}
         master = {n: w.clone() for n, w in self._master.items()}
         beside = {n: (b.B.detach(), b.A.detach()) for n, b in self._beside.items()}
         try:
@@ -87,7 +113,7 @@ class LiveWeights:
         finally:
             self.restore()
             for name, weight in live.items():
-                self.modules[name].weight.data.copy_(weight)  # type: ignore[operator]
+                stored_weight(self.modules[name]).data.copy_(weight)
             for name, value in master.items():
                 self._master[name].copy_(value)
             for name in [n for n in self._master if n not in master]:  # first merged into inside the block
@@ -98,15 +124,18 @@ class LiveWeights:
     def _keep(self, name: str) -> None:
         module = self.modules[name]
         if name not in self._base and can_merge(module):
-            weight: Tensor = module.weight.detach()  # type: ignore[operator]
-            self._base[name] = weight.to("cpu", copy=True)
-        if name not in self._master and can_merge(module) and factor_dtype(module) != module.weight.dtype:
+            self._base[name] = stored_weight(module).detach().to("cpu", copy=True)
+        if (
+            name not in self._master
+            and can_merge(module)
+            and factor_dtype(module) != stored_weight(module).dtype
+        ):
             self._master[name] = dense_weight(module).detach().to(torch.float32, copy=True)
 
     def _add_beside(self, name: str, B: Tensor, A: Tensor) -> None:
         module = self.modules[name]
-        device = module.weight.device
-        B, A = B.to(device), A.to(device)  # type: ignore[arg-type]
+        device = stored_weight(module).device
+        B, A = B.to(device), A.to(device)
         if name in self._beside:
             old = self._beside[name]
             old.detach()

@@ -17,26 +17,61 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Factors = tuple[Tensor, Tensor]  # B (d, r), A (r, k)
+from xgblora_lab.lowrank.factors import Factors as Factors
+from xgblora_lab.lowrank.factors import double, require_finite, svdvals, triangle
+from xgblora_lab.lowrank.growing import GrowingSpectrum as GrowingSpectrum
 
 
 def singular_values(B: Tensor, A: Tensor) -> Tensor:
-    """Singular values of B @ A, descending: (min(r, d, k),), float64.
+    """Singular values of B @ A.
 
-    ValueError where the shapes do not fit.
+    Parameters
+    ----------
+    B : Tensor, (d, r)
+        Output factor.
+    A : Tensor, (r, k)
+        Input factor.
+
+    Returns
+    -------
+    Tensor, (min(r, d, k),)
+        Descending, float64; nan where a factor holds nan or inf.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes do not fit.
     """
-    B, A = _double(B, A)
-    return _svdvals(_triangle(B) @ _triangle(A.T).T)
+    B, A = double(B, A)
+    return svdvals(triangle(B) @ triangle(A.T).T)
 
 
 def svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of B @ A: U (d, n), s (n,) descending, Vh (n, k), n = min(r, d, k), float64.
+    """Thin SVD of B @ A. Directions that belong to a singular value of zero are arbitrary.
 
-    Directions that belong to a singular value of zero are arbitrary. ValueError where the shapes do not fit,
-    or the factors hold nan or inf.
+    Parameters
+    ----------
+    B : Tensor, (d, r)
+        Output factor.
+    A : Tensor, (r, k)
+        Input factor.
+
+    Returns
+    -------
+    U : Tensor, (d, n)
+        Left singular directions, n = min(r, d, k), float64.
+    s : Tensor, (n,)
+        Singular values, descending.
+    Vh : Tensor, (n, k)
+        Right singular directions.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes do not fit, or a factor holds nan or inf.
     """
-    B, A = _double(B, A)
-    _require_finite(B, A)
+    B, A = double(B, A)
+    require_finite(B, A)
     if B.shape[1] == 0:
         return B, B.new_zeros(0), A
     Q_B, R_B = torch.linalg.qr(B)  # (d, m), (m, r), m = min(d, r)
@@ -46,91 +81,43 @@ def svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def staged_singular_values(B: Tensor, A: Tensor, stops: Sequence[int]) -> Tensor:
-    """Spectra of B[:, :n] @ A[:n] for every n in `stops`: (len(stops), r), float64, rows padded with zeros.
+    """Spectra of B[:, :n] @ A[:n] for every n in `stops`.
 
-    One QR serves all stages: the leading columns of R are the R of the leading columns. Row i holds at most
-    min(stops[i], d, k) values that are not zero. ValueError where a stop is below 0 or above r.
+    One QR serves all stages: the leading columns of R are the R of the leading columns.
+
+    Parameters
+    ----------
+    B : Tensor, (d, r)
+        Output factor.
+    A : Tensor, (r, k)
+        Input factor.
+    stops : sequence of int
+        How many factors each stage has, from 0 to r.
+
+    Returns
+    -------
+    Tensor, (len(stops), r)
+        A spectrum a row, descending, float64, padded with zeros; row i holds at most min(stops[i], d, k)
+        values that are not zero.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes do not fit, or a stop is below 0 or above r.
     """
-    B, A = _double(B, A)
+    B, A = double(B, A)
     r = B.shape[1]
     if any(not 0 <= n <= r for n in stops):
         raise ValueError(f"stops must lie between 0 and the number of factors, {r}; got {list(stops)}.")
-    R_B, R_A = _triangle(B), _triangle(A.T)  # (≤ d, r), (≤ k, r)
+    R_B, R_A = triangle(B), triangle(A.T)  # (≤ d, r), (≤ k, r)
     rows = B.new_zeros(len(stops), r)
     for i, n in enumerate(stops):
         if i and n == stops[i - 1]:  # a round without a booster here
             rows[i] = rows[i - 1]
             continue
-        s = _svdvals(R_B[:n, :n] @ R_A[:n, :n].T)  # rows below n are zero in a triangle
+        s = svdvals(R_B[:n, :n] @ R_A[:n, :n].T)  # rows below n are zero in a triangle
         rows[i, : len(s)] = s
     return rows
-
-
-class GrowingSpectrum:
-    """The spectrum of an update that grows by one booster after another.
-
-    Keeps orthonormal bases Q_B (d, m) and Q_A (k, n) of what came so far and the core K (m, n) with
-    ΔW = Q_B K Q_Aᵀ. A booster is taken in when the spectrum is asked for, by Gram–Schmidt with
-    re-orthogonalisation; T factors in, one more costs O((d + k) T) then, and O(d + k) if nobody asks. A
-    column that depends linearly on the earlier ones adds to the core and not to the basis, so no basis
-    outgrows its space.
-    """
-
-    def __init__(self, d: int, k: int) -> None:
-        self._left = _Basis(d)
-        self._right = _Basis(k)
-        self._core = torch.zeros(0, 0, dtype=torch.float64)  # grown by doubling; (≥ m, ≥ n)
-        self._waiting: list[Factors] = []
-
-    def append(self, B: Tensor, A: Tensor) -> None:
-        """Add one more booster, B (d, r) and A (r, k), to the update. ValueError if they do not fit."""
-        B, A = _double(B, A)
-        if B.shape[0] != self._left.size or A.shape[1] != self._right.size:
-            raise ValueError(
-                f"This spectrum is of a {self._left.size} × {self._right.size} update; "
-                f"got a booster of {B.shape[0]} × {A.shape[1]}."
-            )
-        self._waiting.append((B.cpu(), A.cpu()))
-
-    def singular_values(self) -> Tensor:
-        """Singular values of the update so far, descending: (min(m, n),), float64."""
-        for B, A in self._waiting:
-            for b, a in zip(B.T, A, strict=True):
-                left, right = self._left.coordinates(b), self._right.coordinates(a)  # (m,), (n,)
-                self._core = _grown(self._core, len(left), len(right))
-                self._core[: len(left), : len(right)].addr_(left, right)
-        self._waiting.clear()
-        return _svdvals(self._core[: self._left.count, : self._right.count])
-
-
-class _Basis:
-    """Orthonormal columns that grow one vector at a time."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.count = 0
-        self._rows = torch.zeros(
-            0, size, dtype=torch.float64
-        )  # one vector a row: contiguous, so that it grows
-
-    def coordinates(self, vector: Tensor) -> Tensor:
-        """Coordinates of `vector` (size,) in the basis, which takes in what it did not span yet."""
-        Q = self._rows[: self.count]  # (m, size)
-        norm = torch.linalg.vector_norm(vector)
-        along = Q @ vector
-        rest = vector - along @ Q
-        left = torch.linalg.vector_norm(rest)
-        if left < 0.7 * norm:
-            # Cancellation: one pass left components along Q. Twice is enough (Parlett, Kahan).
-            again = Q @ rest
-            along, rest = along + again, rest - again @ Q
-            left = torch.linalg.vector_norm(rest)
-        if self.count == self.size or left <= 1e-14 * math.sqrt(self.size) * norm:  # spanned already
-            return along
-        self._rows = _grown(self._rows, self.count + 1, self.size)
-        self._rows[self.count] = rest / left
-        self.count += 1
-        return torch.cat([along, left[None]])
 
 
 # Measures of a spectrum. Each takes one spectrum, s (r,), in any order and with any number of zeros in it.
@@ -139,9 +126,20 @@ class _Basis:
 def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] | None = None) -> int:
     """How many singular values exceed tol · σ₁.
 
-    tol: default max(d, k) · ε, the convention of `numpy.linalg.matrix_rank`, with ε of float32, in which
+    Parameters
+    ----------
+    s : Tensor, (r,)
+        Singular values.
+    tol : float, optional
+        Default: max(d, k) · ε, the convention of `numpy.linalg.matrix_rank`, with ε of float32, in which
         factors and weights are kept, although the spectrum itself is computed in float64.
-    shape: (d, k) of the update; without it the number of singular values stands in for max(d, k).
+    shape : tuple of int, optional
+        (d, k) of the update; default: the number of singular values stands in for max(d, k).
+
+    Returns
+    -------
+    int
+        0 for a zero update.
     """
     if s.numel() == 0:
         return 0
@@ -152,20 +150,57 @@ def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] |
 
 
 def stable_rank(s: Tensor) -> float:
-    """Σσ² / σ₁²: how many equally strong directions would hold this energy. 0 for a zero update."""
+    """Σσ² / σ₁²: how many equally strong directions would hold this energy.
+
+    Parameters
+    ----------
+    s : Tensor, (r,)
+        Singular values.
+
+    Returns
+    -------
+    float
+        From 1 to r; 0 for a zero update.
+    """
     s = s.double()
     return float((s / s.max()).square().sum()) if s.numel() and float(s.max()) > 0 else 0.0
 
 
 def effective_rank(s: Tensor) -> float:
-    """exp of the entropy of σ / Σσ (Roy & Vetterli, 2007): from 1 to r. 0 for a zero update."""
+    """Exponential of the entropy of σ / Σσ.
+
+    Parameters
+    ----------
+    s : Tensor, (r,)
+        Singular values.
+
+    Returns
+    -------
+    float
+        From 1 to r; 0 for a zero update.
+
+    References
+    ----------
+    Roy & Vetterli (2007). The effective rank: a measure of effective dimensionality.
+    """
     s = s.double()
     total = s.sum()
     return float(torch.special.entr(s / total).sum().exp()) if float(total) > 0 else 0.0
 
 
 def captured_energy(s: Tensor) -> Tensor:
-    """Share of Σσ² in the first 1, 2, …, r singular values: (r,), rising to 1. All 0 for a zero update."""
+    """Share of Σσ² in the first 1, 2, …, r singular values.
+
+    Parameters
+    ----------
+    s : Tensor, (r,)
+        Singular values.
+
+    Returns
+    -------
+    Tensor, (r,)
+        Rising to 1, float64; all 0 for a zero update.
+    """
     energy = s.double().square()
     total = energy.sum()
     return energy.cumsum(0) / total if float(total) > 0 else torch.zeros_like(energy)
@@ -175,12 +210,30 @@ def captured_energy(s: Tensor) -> Tensor:
 
 
 def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
-    """Angles between the column spaces of X (d, m) and Y (d, n), in radians, ascending.
+    """Angles between the column spaces of two matrices.
 
-    As many as the smaller space has dimensions. Columns need not be orthonormal; dependent ones count once.
-    Angles below π/4 come from their sine, since a cosine cannot tell those below 1e-8 from zero (Björck &
-    Golub, 1973).
-    ValueError where the two have different numbers of rows.
+    Angles below π/4 come from their sine, since a cosine cannot tell those below 1e-8 from zero.
+
+    Parameters
+    ----------
+    X : Tensor, (d, m)
+        Columns need not be orthonormal; dependent ones count once.
+    Y : Tensor, (d, n)
+        Likewise.
+
+    Returns
+    -------
+    Tensor, (dimensions of the smaller space,)
+        In radians, ascending, float64.
+
+    Raises
+    ------
+    ValueError
+        Where the two have different numbers of rows, or one holds nan or inf.
+
+    References
+    ----------
+    Björck & Golub (1973). Numerical methods for computing angles between linear subspaces.
     """
     if X.ndim != 2 or Y.ndim != 2 or X.shape[0] != Y.shape[0]:
         shapes = f"{tuple(X.shape)} and {tuple(Y.shape)}"
@@ -199,11 +252,26 @@ def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
 def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float:
     """Mean squared cosine between the leading `rank` singular directions of two updates.
 
-    The mean runs over the left (d) and the right (k) directions. rank: default the truth's rank.
+    The mean runs over the left (d) and the right (k) directions.
 
-    1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d and
-    rank / k. Directions the update lacks (its rank is lower) count as 0, so a zero update scores 0; one that
-    diverged scores nan. ValueError where `rank` is below 1 or above the truth's.
+    Parameters
+    ----------
+    update, truth : tuple of Tensor
+        Factors B (d, r) and A (r, k) each.
+    rank : int, optional
+        How many directions; default: the truth's rank.
+
+    Returns
+    -------
+    float
+        1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d and
+        rank / k. Directions that the update lacks (its rank is lower) count as 0, so a zero update scores 0;
+        one that diverged scores nan.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes differ, `rank` is below 1 or above the truth's, or the truth holds nan or inf.
     """
     if not all(bool(torch.isfinite(factor).all()) for factor in update):
         return math.nan
@@ -222,12 +290,25 @@ def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float
 
 
 def distance(update: Factors, truth: Factors) -> float:
-    """‖ΔW − ΔW*‖ / ‖ΔW*‖ in the Frobenius norm; 1 for a zero update.
+    """‖ΔW − ΔW*‖ / ‖ΔW*‖ in the Frobenius norm.
 
-    Where the truth is a zero update: 0 if the update is one too, else infinity.
+    Parameters
+    ----------
+    update, truth : tuple of Tensor
+        Factors B (d, r) and A (r, k) each.
+
+    Returns
+    -------
+    float
+        1 for a zero update. Where the truth is a zero update: 0 if the update is one too, else infinity.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes differ.
     """
-    B, A = _double(*update)
-    B_2, A_2 = _double(*truth)
+    B, A = double(*update)
+    B_2, A_2 = double(*truth)
     if B.shape[0] != B_2.shape[0] or A.shape[1] != A_2.shape[1]:
         raise ValueError("Update and truth must have the same shape.")
     # The difference is itself an update with factors; squared norms subtracted would cancel near the truth.
@@ -239,58 +320,16 @@ def distance(update: Factors, truth: Factors) -> float:
 
 
 def _norm(B: Tensor, A: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(_triangle(B) @ _triangle(A.T).T))
-
-
-def _double(B: Tensor, A: Tensor) -> Factors:
-    if B.ndim != 2 or A.ndim != 2 or B.shape[1] != A.shape[0]:
-        shapes = f"{tuple(B.shape)} and {tuple(A.shape)}"
-        raise ValueError(f"Factors must be B (d, r) and A (r, k) with the same r; got {shapes}.")
-    return B.detach().double(), A.detach().double()
-
-
-def _require_finite(*tensors: Tensor) -> None:
-    if not all(bool(torch.isfinite(x).all()) for x in tensors):
-        raise ValueError("The factors hold nan or inf: the run has diverged; try a lower learning rate.")
-
-
-def _triangle(X: Tensor) -> Tensor:
-    """R of X = QR, (min(n, r), r), for X (n, r): the columns' inner products in the fewest rows."""
-    if X.numel() == 0:
-        return X.new_zeros(min(X.shape), X.shape[1])
-    if not bool(torch.isfinite(X).all()):
-        return X.new_full((min(X.shape), X.shape[1]), math.nan)
-    R: Tensor = torch.linalg.qr(X, mode="r").R
-    return R
-
-
-def _svdvals(core: Tensor) -> Tensor:
-    if core.numel() == 0:
-        return core.new_zeros(min(core.shape))
-    if not bool(torch.isfinite(core).all()):
-        return core.new_full((min(core.shape),), math.nan)
-    s: Tensor = torch.linalg.svdvals(core)
-    return s
+    return float(torch.linalg.matrix_norm(triangle(B) @ triangle(A.T).T))
 
 
 def _orthonormal(X: Tensor) -> Tensor:
     """An orthonormal basis of the column space of X, (d, rank of X)."""
     X = X.detach().double()
-    _require_finite(X)
+    require_finite(X)
     if X.numel() == 0:
         return X.new_zeros(X.shape[0], 0)
     U: Tensor
     U, s, _ = torch.linalg.svd(X, full_matrices=False)
     # Small angles are asked about, so that only float64's own rounding is taken for dependence.
     return U[:, : numerical_rank(s, tol=max(X.shape) * torch.finfo(torch.float64).eps)]
-
-
-def _grown(X: Tensor, rows: int, columns: int) -> Tensor:
-    """X with room for `rows` × `columns`; a side that grows at least doubles, so that growing is rare."""
-    if rows <= X.shape[0] and columns <= X.shape[1]:
-        return X
-    n = max(rows, 2 * X.shape[0]) if rows > X.shape[0] else X.shape[0]
-    m = max(columns, 2 * X.shape[1]) if columns > X.shape[1] else X.shape[1]
-    bigger = X.new_zeros(n, m)
-    bigger[: X.shape[0], : X.shape[1]] = X
-    return bigger

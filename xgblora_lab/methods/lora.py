@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.booster import LowRank
+from xgblora_lab.lowrank.booster import INITS, LowRank
 from xgblora_lab.methods.base import Continued, booster_parameters, fresh_boosters
+from xgblora_lab.methods.options import option
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
@@ -21,26 +22,24 @@ if TYPE_CHECKING:
 class LoRA(Continued):
     """W + s·B A with B = 0 at the start; only A (rank, k) and B (d, rank) are trained.
 
-    rank: r. alpha: the scale is alpha/rank, or alpha/√rank with `scaling="rslora"` (Kalajdzievski 2023,
-    arXiv 2312.03732); None means alpha = rank, a scale of 1 for plain LoRA. init: how A starts.
+    Parameters
+    ----------
+    rank : int
+        r, of every pair.
+    alpha : float or None
+        The scale is alpha / rank; None means alpha = rank, a scale of 1.
+    scaling : str
+        `"lora"`, or `"rslora"` for a scale of alpha / √rank (Kalajdzievski 2023, arXiv 2312.03732).
+    init : str
+        How A starts, see `lowrank.booster.init_A`.
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    scaling: str = "lora"
-    init: str = "kaiming"
+    rank: int = option(8, low=1)
+    alpha: float | None = option(None, above=0)
+    scaling: str = option("lora", choices=("lora", "rslora"))
+    init: str = option("kaiming", choices=INITS)
 
     name: ClassVar[str] = "lora"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_rank(self.rank)
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, or None for alpha = rank; got {self.alpha}.")
-        if self.scaling not in ("lora", "rslora"):
-            raise ValueError(
-                f"Unknown scaling {self.scaling!r}; accepted: 'lora' (alpha/r), 'rslora' (alpha/√r)."
-            )
 
     def rank_bound(self, modules: int) -> int | None:
         return self.rank if self.low_rank else None
@@ -80,9 +79,3 @@ class LoRA(Continued):
                 booster.resize(rank)
                 booster.scale = self.scale_of(rank)
         super().load_state(state)
-
-
-def check_rank(rank: int) -> None:
-    """ValueError unless `rank` is a whole number from 1."""
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a whole number from 1, got {rank!r}.")

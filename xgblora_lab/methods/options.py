@@ -50,10 +50,8 @@ def check_options(method: Any) -> None:
 
 def _bounds(kind: type, name: str) -> Mapping[str, Any]:
     """What an option accepts: a class that gives it another default need not say it again."""
-    fields = [
-        c.__dataclass_fields__[name] for c in kind.__mro__ if name in getattr(c, "__dataclass_fields__", {})
-    ]
-    return next((field.metadata for field in fields if field.metadata), {})
+    declared = (vars(c).get("__dataclass_fields__", {}).get(name) for c in kind.mro())
+    return next((field.metadata for field in declared if field is not None and field.metadata), {})
 
 
 def _accepted(value: Any, kind: str, bounds: Mapping[str, Any]) -> bool:

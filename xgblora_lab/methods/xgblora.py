@@ -1,23 +1,23 @@
 """XGBLoRA: boosting with rank-1 adapters ("Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient
 Finetuning of LLMs", arXiv 2410.19694).
 
-Each round trains fresh low-rank pairs on some modules for κ steps, and the bench merges them. Rank 1, fresh
-pairs, random modules and the merge are the paper's; κ, schedule, optimizer policy and the residual
-initialisation are our choices, and called so in the options.
+Each round trains fresh low-rank pairs on some modules, and the bench merges them. Rank 1, fresh pairs, random
+layers and the merge are the paper's; when to merge, schedule, optimizer policy and the initialisations are
+our choices, and called so in the options.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.booster import INITS, LowRank, watched
-from xgblora_lab.lowrank.linear import factor_dtype, weight_shape
+from xgblora_lab import seeds
+from xgblora_lab.lowrank.booster import LowRank
+from xgblora_lab.lowrank.linear import blocks
 from xgblora_lab.methods.base import (
     Method,
     booster_parameters,
@@ -25,14 +25,23 @@ from xgblora_lab.methods.base import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from xgblora_lab.methods.lora import check_rank
+from xgblora_lab.methods.options import option
+from xgblora_lab.methods.weak_learner import (
+    earlier_directions,
+    hardest_rows,
+    last_directions,
+    residual_A,
+)
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
     from xgblora_lab.methods.base import Loop
 
-SELECTIONS = ("random", "cyclic", "all")
-POLICIES = ("fresh", "keep", "zero_moments")
+MERGES = ("fixed", "plateau")
+SELECTIONS = ("all", "random", "cyclic", "contiguous", "top")
+UNITS = ("module", "block")
+POLICIES = ("fresh", "keep_B", "keep", "zero_moments")
+STARTS = ("kaiming", "gaussian", "orthogonal", "residual", "previous")
 EXAMPLES = ("all", "hardest")
 SUBSPACES = ("free", "orthogonal")
 
@@ -41,60 +50,78 @@ SUBSPACES = ("free", "orthogonal")
 class XGBLoRA(Method):
     """Boosting rounds.
 
-    rank: of each booster (the paper's is 1). alpha: scale = alpha/rank; None means alpha = rank.
-    modules_per_round: L_s, how many modules get a booster in a round: a number, or a fraction of all.
-    selection: `"random"` without replacement, `"cyclic"` in the model's order, or `"all"`.
-    shrinkage: α_t, factor on a booster at its merge. Below 1 the loss jumps up at every merge, because the
-        booster was fitted at full strength.
-    norm_penalty: λ in λ(‖A‖² + ‖B‖²), added to the gradient, not to the recorded loss.
-    round_warmup: steps of linear re-warm-up at the start of each round.
-    optimizer_state: `"fresh"` for each round; the harmful ones, for a lesson: `"keep"` carries Adam's moments
-        and step counter over to the next booster on the module, `"zero_moments"` carries only the counter.
-    init: how A starts: `"kaiming"`, `"gaussian"`, `"orthogonal"`, or `"residual"`, see `residual_A`.
-    examples: `"all"`, in the plan's order; or `"hardest"`: of the rows planned for the next 2κ steps, the
-        half that the model gets most wrong; their losses cost forward passes.
-    subspace: `"free"`, or `"orthogonal"`: each A stays orthogonal to the earlier ones' on its module,
-        so that each round adds rank. This and `examples` are our reading of the abstract of BoostLoRA (arXiv
-        2604.27308), not its algorithm.
+    Parameters
+    ----------
+    rank : int
+        Of each booster; the paper's is 1.
+    alpha : float or None
+        The scale is alpha / rank; None means alpha = rank.
+    merge : str
+        When a booster is merged: `"fixed"`, after `steps_per_round` steps; or `"plateau"`, when it is fitted:
+        every `steps_per_round` steps the training losses of the last stretch are compared with those of the
+        stretch before, and the round ends where their mean has not fallen beyond its standard error.
+    max_steps_per_round : int or None
+        With `"plateau"`, the longest round; None: as long as the run.
+    selection : str
+        Which units get a booster in a round: `"all"`; `"random"` without replacement; `"cyclic"` in the
+        model's order; `"contiguous"`, neighbours at a random place; `"top"`, the last ones. All but `"all"`
+        save memory and time, not steps.
+    unit : str
+        What is selected: single matrices (`"module"`) or whole transformer blocks (`"block"`, as in the
+        paper).
+    modules_per_round : float
+        L_s, how many units get a booster in a round: a number, or a fraction of all. Not for `"all"`.
+    shrinkage : float
+        α_t, factor on a booster at its merge. Below 1 the loss jumps up at every merge, because the booster
+        was fitted at full strength.
+    norm_penalty : float
+        λ in λ(‖A‖² + ‖B‖²), added to the gradient, not to the recorded loss.
+    round_warmup : int
+        Steps of linear re-warm-up at the start of each round.
+    optimizer_state : str
+        `"fresh"` for each round; `"keep_B"` carries Adam's moments of B to the next booster on the module,
+        which is sound where A is kept too (`init="previous"`). Harmful, for a lesson: `"keep"` carries all
+        moments, `"zero_moments"` only the step counter.
+    init : str
+        How A starts: `"kaiming"`, `"gaussian"`, `"orthogonal"`; `"previous"`, along the last booster's A on
+        the module; or `"residual"`, see `weak_learner.residual_A`.
+    examples : str
+        `"all"`, in the plan's order; or `"hardest"`: of the rows planned for the next 2κ steps, the half
+        that the model gets most wrong; their losses cost forward passes.
+    subspace : str
+        `"free"`, or `"orthogonal"`: each A stays orthogonal to the earlier ones' on its module, so that each
+        round adds rank. This and `examples` are our reading of the abstract of BoostLoRA (arXiv 2604.27308),
+        not its algorithm.
     """
 
     lr: float = 1e-2
-    rank: int = 1
-    alpha: float | None = None
-    modules_per_round: float = 1 / 3
-    selection: str = "random"
-    shrinkage: float = 1.0
-    norm_penalty: float = 0.0
-    round_warmup: int = 0
-    optimizer_state: str = "fresh"
-    init: str = "kaiming"
-    examples: str = "all"
-    subspace: str = "free"
+    rank: int = option(1, low=1)
+    alpha: float | None = option(None, above=0)
+    merge: str = option("fixed", choices=MERGES)
+    max_steps_per_round: int | None = option(None, low=1)
+    selection: str = option("all", choices=SELECTIONS)
+    unit: str = option("module", choices=UNITS)
+    modules_per_round: float = option(1 / 3, above=0)
+    shrinkage: float = option(1.0, above=0, high=1)
+    norm_penalty: float = option(0.0, low=0)
+    round_warmup: int = option(0, low=0)
+    optimizer_state: str = option("fresh", choices=POLICIES)
+    init: str = option("kaiming", choices=STARTS)
+    examples: str = option("all", choices=EXAMPLES)
+    subspace: str = option("free", choices=SUBSPACES)
 
     name: ClassVar[str] = "xgblora"
     additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rank(self.rank)
-        for option, accepted in (
-            ("selection", SELECTIONS),
-            ("optimizer_state", POLICIES),
-            ("init", INITS),
-            ("examples", EXAMPLES),
-            ("subspace", SUBSPACES),
-        ):
-            if getattr(self, option) not in accepted:
-                raise ValueError(
-                    f"Unknown {option} {getattr(self, option)!r}; accepted: {', '.join(accepted)}."
-                )
         L = self.modules_per_round
-        if not (0 < L < 1 or (L >= 1 and int(L) == L)):
+        if L > 1 and int(L) != L:
             raise ValueError(f"modules_per_round is a whole number from 1 or a fraction below 1, got {L!r}.")
-        if not 0 < self.shrinkage <= 1:
-            raise ValueError(f"shrinkage must be above 0 and at most 1, got {self.shrinkage}.")
-        if self.norm_penalty < 0:
-            raise ValueError(f"norm_penalty must be 0 or more, got {self.norm_penalty}.")
+        if self.merge == "plateau" and self.examples == "hardest":
+            raise ValueError(
+                "The hardest examples are picked for a known number of steps: use merge='fixed'."
+            )
 
     def rank_bound(self, modules: int) -> int | None:
         return self.rank
@@ -114,34 +141,44 @@ class XGBLoRA(Method):
 
     def choose(self, names: list[str], seed: int, index: int) -> list[str]:
         """The modules of round `index`, in the model's order; depends on the seed and the round alone."""
-        N = len(names)
         if self.selection == "all":
             return names
-        L = self.modules_per_round
-        L_s = max(1, round(L * N)) if L < 1 else min(int(L), N)
-        if self.selection == "cyclic":
-            picked = {(index * L_s + i) % N for i in range(L_s)}
+        units = blocks(names) if self.unit == "block" else [[name] for name in names]
+        N, L = len(units), self.modules_per_round
+        count = max(1, round(L * N)) if L < 1 else min(int(L), N)
+        generator = seeds.generator("modules", seed, index)
+        if self.selection == "random":
+            picked = set(torch.randperm(N, generator=generator)[:count].tolist())
         else:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            picked = set(torch.randperm(N, generator=generator)[:L_s].tolist())
-        return [name for i, name in enumerate(names) if i in picked]
+            last = N - count
+            first = {"cyclic": index * count, "top": last}.get(self.selection)
+            if first is None:  # contiguous
+                first = int(torch.randint(last + 1, (), generator=generator))
+            picked = {(first + i) % N for i in range(count)}
+        chosen = {name for i in picked for name in units[i]}
+        return [name for name in names if name in chosen]
 
     def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         names = self.choose(list(loop.modules), loop.seed, index)
         modules = {name: loop.modules[name] for name in names}
-        init = "kaiming" if self.init == "residual" else self.init
+        init = "kaiming" if self.init in ("residual", "previous") else self.init
         self.boosters = fresh_boosters(modules, self.rank, self.scale_of, init, loop.seed, index)
+        starts: Mapping[str, Tensor] = {}
         if self.init == "residual":
-            for name, A in residual_A(loop, modules, self.rank, index).items():
-                self.boosters[name].A.data.copy_(A)
+            starts = residual_A(loop, modules, self.rank, index)
+        elif self.init == "previous":
+            starts = last_directions(loop.ensemble, names)
+        for name, A in starts.items():
+            self.boosters[name].A.data.copy_(A)
         if self.subspace == "orthogonal":
             self.taken = {name: earlier_directions(loop, name, self.rank) for name in names}
             self.leave_taken()
         for name, booster in self.boosters.items():
             booster.attach(modules[name])
-        if self.examples == "hardest":
-            loop.trainer.picked = hardest_rows(loop, self.steps_per_round)
         return names
+
+    def pick_rows(self, loop: Loop) -> Mapping[int, list[int]]:
+        return hardest_rows(loop, self.steps_per_round) if self.examples == "hardest" else {}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return booster_parameters(self.boosters)
@@ -162,6 +199,16 @@ class XGBLoRA(Method):
         if self.subspace == "orthogonal":
             self.leave_taken()
 
+    def is_fitted(self, loop: Loop, losses: Sequence[Tensor]) -> bool:
+        if self.merge == "fixed":
+            return super().is_fitted(loop, losses)
+        if self.max_steps_per_round is not None and len(losses) >= self.max_steps_per_round:
+            return True
+        stretch = self.steps_per_round
+        if len(losses) < 2 * stretch or len(losses) % stretch:
+            return False
+        return has_stopped_falling(torch.stack([*losses[-2 * stretch :]]).double().cpu())
+
     @torch.no_grad()
     def leave_taken(self) -> None:
         """Project every A onto the complement of the directions taken by earlier rounds."""
@@ -179,7 +226,9 @@ class XGBLoRA(Method):
         return boosters
 
     def carry(self, state: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
-        """What the next boosters inherit of the optimizer's state at a round's end; changed in place."""
+        """What the next boosters inherit of the optimizer's state, which may be changed in place."""
+        if self.optimizer_state == "keep_B":
+            return {key: value for key, value in state.items() if ".B/" in key}
         if self.optimizer_state == "zero_moments":
             for key, value in state.items():
                 if not key.endswith("/step"):
@@ -191,7 +240,6 @@ class XGBLoRA(Method):
             booster.detach()
         self.boosters = {}
         self.optimizer = None
-        loop.trainer.picked = {}
 
     def state(self) -> dict[str, Tensor]:
         return {key: value.clone() for key, value in self.carried.items()}
@@ -200,72 +248,14 @@ class XGBLoRA(Method):
         self.carried = {key: value.clone() for key, value in state.items()}
 
 
-def residual_A(
-    loop: Loop, modules: Mapping[str, nn.Module], rank: int, index: int, ridge: float = 0.03
-) -> dict[str, Tensor]:
-    """A (r, k) per module, fitted to the negative functional gradient (our own idea, not the paper's).
+def has_stopped_falling(losses: Tensor) -> bool:
+    """Whether the second half's mean is not below the first half's by more than its standard error.
 
-    For y = W x the functional gradient at the outputs is D (n, d), the inputs are X (n, k). The best linear
-    weak learner is the ridge regression of D on X, C⁻¹XᵀD with C = XᵀX + λI; A takes random directions of its
-    range, A ∝ (C⁻¹XᵀDω)ᵀ with ω (d, r) random, at the norm that kaiming has on average. λ is `ridge` times
-    the mean diagonal of XᵀX. One forward-backward pass on the round's first batch, counted in the record.
+    Parameters
+    ----------
+    losses : Tensor (2n,)
+        Training losses of as many steps, in their order.
     """
-    generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + index + 500_009)
-    omegas = {}
-    for name, module in modules.items():
-        omega = torch.randn(weight_shape(module)[0], rank, generator=generator)
-        omegas[name] = omega.to(device=loop.accelerator.device, dtype=factor_dtype(module))
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
-
-    def collect(name: str, X: Tensor, D: Tensor) -> None:
-        used = D.any(dim=1)  # padding has no gradient and is not part of the regression
-        X, D = X[used].to(omegas[name]), D[used].to(omegas[name])
-        seen[name].append((X, D @ omegas[name]))
-
-    with watched(dict(modules), collect):
-        loop.probe_gradients()
-    fitted = {}
-    for name in modules:
-        X = torch.cat([x for x, _ in seen[name]])
-        target = torch.cat([t for _, t in seen[name]])  # (n, r)
-        fitted[name] = _ridge(loop, X, target, ridge).T  # (r, k)
-        norm = fitted[name].norm(dim=1, keepdim=True)
-        if not torch.isfinite(norm).all() or (norm == 0).any():
-            raise ValueError(f"The probe gave {name!r} no gradient; use another init than 'residual' there.")
-        fitted[name] = fitted[name] / (norm * math.sqrt(3))
-    return fitted
-
-
-def earlier_directions(loop: Loop, module: str, rank: int) -> Tensor:
-    """Orthonormal basis (k, R) of the rows of A of all earlier boosters on a module."""
-    A = loop.ensemble.factors(module)[1]
-    R, k = A.shape
-    if R + rank > k:
-        raise ValueError(
-            f"{module!r} has {k} inputs and {R} of their directions are taken: none is left for a booster "
-            "orthogonal to the earlier ones. Plan fewer rounds, or use subspace='free'."
-        )
-    return torch.linalg.qr(A.T.double())[0]
-
-
-def hardest_rows(loop: Loop, kappa: int) -> dict[int, list[int]]:
-    """step -> training rows for the next κ steps: the half of 2κ steps' rows with the highest loss."""
-    first, size = loop.trained_steps, loop.batch_size
-    pool = [row for i in range(2 * kappa) for row in loop.planned_rows(first + i)]
-    losses = loop.row_losses(pool)
-    hardest = sorted(sorted(range(len(pool)), key=lambda i: -losses[i])[: kappa * size])
-    rows = [pool[i] for i in hardest]  # in the plan's order
-    return {first + i: rows[i * size : (i + 1) * size] for i in range(kappa)}
-
-
-def _ridge(loop: Loop, X: Tensor, target: Tensor, ridge: float) -> Tensor:
-    """(XᵀX + λI)⁻¹ Xᵀ target: (k, r), by the smaller of the primal and the dual system."""
-    n, k = X.shape
-    if n >= k or loop.accelerator.num_processes > 1:  # XᵀX adds up over processes, XXᵀ does not
-        C, rhs = loop.summed(X.T @ X), loop.summed(X.T @ target)
-        C.diagonal().add_(ridge * C.diagonal().mean())
-        return torch.linalg.solve(C, rhs)
-    K = X @ X.T
-    lam = ridge * K.diagonal().sum() / k  # the same λ: trace(XXᵀ) = trace(XᵀX)
-    K.diagonal().add_(lam)
-    return X.T @ torch.linalg.solve(K, target)
+    before, now = losses.chunk(2)
+    error = ((before.var() + now.var()) / len(now)).sqrt() if len(now) > 1 else torch.zeros(())
+    return bool(before.mean() - now.mean() <= error)

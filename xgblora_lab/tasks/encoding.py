@@ -15,8 +15,32 @@ if TYPE_CHECKING:
 class Encoder:
     """Tokenises splits; the train split comes first and decides the labels.
 
-    tokenizer: with a pad token. kind: a key of `tasks.METRICS`. max_length: tokens per row, no more than the
-    tokenizer allows. label_names: declared names of integer labels, by column.
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        With a pad token.
+    kind : str
+        A key of `task.METRICS`.
+    columns : Columns
+        Which column is what.
+    max_length : int, default 128
+        Tokens per row, at least 2; where the tokenizer allows fewer, those.
+    encoder_decoder : bool, default False
+        Whether texts go to an encoder, which reads up to an end-of-text token.
+    label_names : dict of str to list of str, optional
+        Declared names of integer labels, by column.
+
+    Attributes
+    ----------
+    labels : list of str
+        The class names, known after the first split of a classification.
+    truncated : dict of str to float
+        By split, the share of rows that were cut.
+
+    Raises
+    ------
+    ValueError
+        Where `max_length` is below 2.
     """
 
     def __init__(
@@ -40,7 +64,25 @@ class Encoder:
         self._separates = pair > single
 
     def encode(self, split: str, table: Table) -> list[Example]:
-        """The split's examples, in its order. ValueError with one sentence for a row that cannot be used."""
+        """Tokenise a split.
+
+        Parameters
+        ----------
+        split : str
+            "train", "dev" or "test".
+        table : Table
+            Its rows.
+
+        Returns
+        -------
+        list of Example
+            In the table's order; several or none a row where texts are cut into windows ("causal-lm").
+
+        Raises
+        ------
+        ValueError
+            Where a column is missing or a row cannot be used.
+        """
         for column in (c for c in (self.columns.text, self.columns.text_b, self.columns.label) if c):
             if column not in table:
                 raise ValueError(f"The {split} split has no column {column!r}; it has {', '.join(table)}.")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xgblora_lab.tasks.checkpoint import PRETRAIN, first_line, load_config, load_tokenizer, location
+from xgblora_lab.tasks.planted import planted
+from xgblora_lab.tasks.text import load_task
+
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
+    from xgblora_lab.tasks.rows import Table
     from xgblora_lab.tasks.task import Task
-
-LAB = Path(__file__).parents[1] / "lab_model"
-PRETRAIN = "python -m xgblora_lab.lab_model.pretrain"
 
 AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
@@ -32,7 +34,6 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
 def load_model(
@@ -44,19 +45,46 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Load a model in evaluation mode, with the head that `task` (or `kind`) needs.
-
-    name: "lab" (the embedded model), a `from_pretrained` folder, or a hub id.
-    task: a task of `tasks.load_task`; gives `kind`, the labels and the pad token.
-    kind: "classification", "regression", "causal-lm", "prompt-answer", "seq2seq-lm" or "masked-lm"; default:
-      the task's, else the checkpoint's own language-model kind (`language_model_kind`).
-    num_labels: outputs of a classification head; default: the task's labels, else 2. Regression has one.
-    dtype: of the weights; float32 whatever the checkpoint holds ("auto" keeps the checkpoint's).
-    seed: decides a head that the checkpoint does not hold. The global random state is left as it was.
+    """Load a model in evaluation mode, with the head that the task needs.
 
     Weights are read from safetensors only, and no code of the checkpoint is run. A head that the checkpoint
-    lacks is new and not reported, as that is the point of it; any other missing weight is a ValueError.
-    Raises FileNotFoundError (nothing at `name`) or ValueError, with one sentence each.
+    lacks is new and not reported, as that is the point of it. The global random state is left as it was.
+
+    Parameters
+    ----------
+    name : str or Path, default "lab"
+        "lab" (the embedded model), a `from_pretrained` folder, or a hub id.
+    task : Task, optional
+        Gives `kind`, the labels and the pad token.
+    kind : str, optional
+        "classification", "regression", "causal-lm", "prompt-answer", "seq2seq-lm" or "masked-lm"; default:
+        the task's, else the checkpoint's own language-model kind (`language_model_kind`).
+    num_labels : int, optional
+        Outputs of a classification head; default: the task's labels, else 2. Regression has one.
+    dtype : str or torch.dtype, default "float32"
+        Of the weights, whatever the checkpoint holds ("auto" keeps the checkpoint's).
+    seed : int, default 0
+        Decides a head that the checkpoint does not hold.
+
+    Returns
+    -------
+    PreTrainedModel
+        Of transformers, on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no model at `name`.
+    OSError
+        Where the hub cannot be reached, or the checkpoint has no weights in safetensors files.
+    ValueError
+        Where the kind, the dtype or the number of labels cannot be used, the model cannot do this kind, or
+        the checkpoint lacks weights other than a head's.
+
+    Warns
+    -----
+    UserWarning
+        Where the head of a language model is new.
     """
     import transformers
 
@@ -79,7 +107,7 @@ def load_model(
         torch.default_generator.manual_seed(seed)
         try:
             model, report = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
-                _location(name),
+                location(name),
                 config=config,
                 dtype=_dtype(dtype),
                 use_safetensors=True,
@@ -90,7 +118,7 @@ def load_model(
         except (OSError, ValueError) as error:
             raise type(error)(
                 f"{name} could not be loaded for {kind}: it needs weights in safetensors files and an "
-                f"architecture that transformers knows for it. transformers says: {_first_line(error)}"
+                f"architecture that transformers knows for it. transformers says: {first_line(error)}"
             ) from error
     _check_report(name, kind, model, report)
     pad = getattr(task, "pad_token_id", None)
@@ -100,26 +128,45 @@ def load_model(
 
 def load(
     model: str | Path = "lab",
-    data: str | Path = "pydocs",
+    data: str | Path | Mapping[str, Table] = "pydocs",
     *,
     kind: str | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
     **options: Any,
 ) -> tuple[PreTrainedModel, Task]:
-    """A model and a task that fit each other, in one call.
+    """Load a model and a task that fit each other.
 
-    model: as in `load_model`. data: as in `tasks.load_task`, or "planted" (`planted.planted` on the language
-    model). kind: of the task; default: guessed from the data's columns. seed: of a new head and of the
-    planted update; the data's split never depends on it. options: those of `load_task` or `planted`.
+    Parameters
+    ----------
+    model : str or Path, default "lab"
+        As in `load_model`.
+    data : str, Path or mapping, default "pydocs"
+        As in `load_task`, or "planted" (an update planted in the language model, see `planted`).
+    kind : str, optional
+        Of the task; default: guessed from the data's columns.
+    seed : int, default 0
+        Of a new head and of the planted update. The data's split never depends on it.
+    dtype : str or torch.dtype, default "float32"
+        Of the weights.
+    **options
+        Those of `load_task` or of `planted`.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode.
+    task : Task
+        For this model.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, ValueError, TypeError
+        As `load_model`, `load_tokenizer`, and `load_task` or `planted` raise them.
     """
     if data == "planted":
-        from xgblora_lab.tasks.planted import planted
-
         base = load_model(model, kind=kind, dtype=dtype, seed=seed)
         return base, planted(base, seed=seed, **options)
-    from xgblora_lab.tasks.text import load_task
-
     config = load_config(model)
     positions = getattr(config, "max_position_embeddings", None)
     if positions:
@@ -129,55 +176,19 @@ def load(
     return load_model(model, task, dtype=dtype, seed=seed), task
 
 
-def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
-    """Load the tokenizer of `name` (as in `load_model`); end-of-text stands in for a missing pad token.
-
-    Raises FileNotFoundError or ValueError with one sentence where there is no tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    load_config(name)  # says clearly what is wrong with a folder or a hub id
-    folder = _location(name)
-    if Path(folder).is_dir() and not any((Path(folder) / file).exists() for file in TOKENIZER_FILES):
-        hint = f"train it with `{PRETRAIN}`." if name == "lab" else "save the model's tokenizer into it."
-        raise FileNotFoundError(f"{name} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); {hint}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The tokenizer of {name} could not be read: {_first_line(error)}") from error
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ValueError(
-                f"The tokenizer of {name} has neither a pad nor an end-of-text token; give it one."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_config(name: str | Path) -> PretrainedConfig:
-    """The configuration of `name`; FileNotFoundError or ValueError with one sentence where there is none."""
-    from transformers import AutoConfig
-
-    location = _location(name)
-    if Path(location).is_dir() and not (Path(location) / "config.json").exists():
-        if name == "lab":
-            raise FileNotFoundError(f"The lab model is not here; train it with `{PRETRAIN}`.")
-        raise FileNotFoundError(
-            f"{name} is no model folder: it holds no config.json. Give a from_pretrained folder."
-        )
-    try:
-        return AutoConfig.from_pretrained(location, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        if "connect" in str(error) or "offline" in str(error):
-            raise OSError(
-                f"The hub could not be reached for {name!r}, and it is not in the local cache; "
-                'use a local folder or the embedded "lab" model.'
-            ) from error
-        raise ValueError(f"{name!r} gives no model configuration: {_first_line(error)}") from error
-
-
 def language_model_kind(config: PretrainedConfig) -> str:
-    """ "seq2seq-lm" for encoder-decoders, "masked-lm" for encoders, "causal-lm" for decoders."""
+    """What kind of language model a configuration describes.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        Of transformers.
+
+    Returns
+    -------
+    str
+        "seq2seq-lm" for encoder-decoders, "masked-lm" for encoders, "causal-lm" for decoders.
+    """
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     if config.is_encoder_decoder:
@@ -186,26 +197,8 @@ def language_model_kind(config: PretrainedConfig) -> str:
     return "masked-lm" if masked else "causal-lm"
 
 
-def _location(name: str | Path) -> str:
-    """The folder or hub id that transformers is asked for."""
-    if name == "lab":
-        return str(LAB)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    text = str(name)
-    if (
-        isinstance(name, Path)
-        or path.exists()
-        or text[:1] in ("", ".", "/", "~", "\\")
-        or text.count("/") > 1
-    ):
-        raise FileNotFoundError(f'There is no folder {text!r}; give a model folder, a hub id, or "lab".')
-    return text
-
-
 def _require_lab_weights(name: str | Path) -> None:
-    if name == "lab" and not (LAB / "model.safetensors").exists():
+    if name == "lab" and not (Path(location(name)) / "model.safetensors").exists():
         raise FileNotFoundError(
             f"The lab model has no weights here (model.safetensors); train it with `{PRETRAIN}`."
         )
@@ -254,10 +247,6 @@ def _pad_token_id(config: PretrainedConfig) -> int:
         return int(config.pad_token_id)
     end = config.eos_token_id
     return int(end[0] if isinstance(end, list) else end or 0)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager

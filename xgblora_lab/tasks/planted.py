@@ -1,4 +1,4 @@
-"""`planted`: tasks whose right answer is known, on a transformer and on a single matrix."""
+"""`planted`: a task whose right answer is known, on a transformer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,23 @@ EVALUATION_BATCH = 32  # sequences
 class PlantedTask:
     """Find the update planted in a teacher: KL(teacher ‖ student) on random tokens, in nats a position.
 
-    truth: module name -> (B (d, r), A (r, k)) in float32, the planted update being B @ A.
-    teacher: the frozen model with the update in its weights; the student's weights are never shared with it.
+    The members are those of `task.Task`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The base. It is copied and left as it is.
+    truth : dict of str to tuple of Tensor
+        By module name, B (d, r) and A (r, k) in float32. The planted update is B @ A.
+    inputs : dict of str to Batch
+        By split, "input_ids" (n, S), for encoder-decoders also "decoder_input_ids" (n, S).
+
+    Attributes
+    ----------
+    truth : dict of str to tuple of Tensor
+        As given.
+    teacher : nn.Module
+        The frozen copy with the update in its weights. The student shares no weight with it.
     """
 
     kind = "planted"
@@ -34,7 +49,7 @@ class PlantedTask:
     ) -> None:
         self.name = "planted"
         self.truth = truth
-        self._inputs = inputs  # split -> {"input_ids": (n, S), …}
+        self._inputs = inputs
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
         modules = dict(self.teacher.named_modules())
         self._base: dict[str, Tensor] = {}  # the teacher's weights before planting
@@ -44,10 +59,29 @@ class PlantedTask:
         self._initial: dict[str, np.ndarray] = {}  # split -> each sequence's divergence of the base
 
     def size(self, split: str = "train") -> int:
+        """Number of sequences. ValueError where there is no such split."""
         return len(self._of(split)["input_ids"])
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        """input_ids and attention_mask (N, S), and decoder_input_ids (N, S) for encoder-decoders."""
+        """Make a batch.
+
+        Parameters
+        ----------
+        split : str
+            "train", "dev" or "test".
+        indices : sequence of int
+            Sequences of the split.
+
+        Returns
+        -------
+        dict of str to Tensor
+            input_ids and attention_mask (N, S); decoder_input_ids (N, S) for encoder-decoders. On the CPU.
+
+        Raises
+        ------
+        ValueError
+            Where there is no such split.
+        """
         rows = torch.as_tensor(list(indices))
         batch = {name: ids[rows] for name, ids in self._of(split).items()}
         return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
@@ -57,18 +91,40 @@ class PlantedTask:
         return batch.get("decoder_input_ids", batch["input_ids"]).numel()
 
     def tokens(self, batch: Batch) -> int:
+        """Tokens that encoder and decoder read; there is no padding."""
         return sum(ids.numel() for name, ids in batch.items() if name.endswith("input_ids"))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean divergence from the teacher, in nats a position."""
         return self._divergence(model(**batch).logits, batch).mean()
 
     def evaluate(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> dict[str, float]:
-        """`loss`, the divergence in nats a position, and `relative`, the same over the base model's."""
+        """Score a model.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Of the base's class; left in the mode it was in.
+        split : str, default "dev"
+            "train", "dev" or "test".
+        limit : int, optional
+            Only the first sequences; default: all.
+
+        Returns
+        -------
+        dict of str to float
+            "loss", the divergence in nats a position, and "relative", the same over the base's.
+
+        Raises
+        ------
+        ValueError
+            Where there is no such split.
+        """
         loss = float(self.predict(model, split, limit).mean())
         return {"loss": loss, "relative": loss / float(self._initial_divergence(split)[:limit].mean())}
 
     def predict(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> np.ndarray:
-        """(n,): each sequence's mean divergence from the teacher, in nats."""
+        """Each sequence's mean divergence from the teacher, (n,), in nats; arguments as in `evaluate`."""
         count = self.size(split) if limit is None else min(limit, self.size(split))
         parts = []
         with evaluating(model) as device:
@@ -109,13 +165,38 @@ def planted(
     length: int = 32,
     seed: int = 0,
 ) -> PlantedTask:
-    """Plant an update in a copy of `model` and make it the teacher.
+    """Plant an update in a copy of a model, and make the copy the teacher.
 
-    model: a causal, masked or sequence-to-sequence language model of transformers, without boosters attached.
-    modules: where, as in `adapters.find_modules`. spectrum: the update's singular values up to scale: "1/i",
-    "exponential" (e^(-(i-1)/2)), "flat", or the values themselves (then `rank` is their number).
-    strength: Frobenius norm of each update over that of its weight. sequences: train rows of `length` uniform
-    random tokens; dev and test have an eighth of that, at most 256 each. seed: of update and tokens.
+    Parameters
+    ----------
+    model : nn.Module
+        A causal, masked or sequence-to-sequence language model of transformers, without boosters attached.
+    modules : str or sequence of str, default "attention"
+        Where to plant, as in `lowrank.linear.find_modules`.
+    spectrum : str or sequence of float, default "1/i"
+        The update's singular values up to scale: "1/i", "exponential" (e^(-(i-1)/2)), "flat", or the values
+        themselves (then `rank` has no effect).
+    rank : int, default 16
+        Of the update in each module.
+    strength : float, default 0.5
+        Frobenius norm of each update over that of its weight.
+    sequences : int, default 2048
+        Train rows; dev and test have an eighth of that, at least 1 and at most 256 each.
+    length : int, default 32
+        Uniform random tokens a row.
+    seed : int, default 0
+        Of update and tokens.
+
+    Returns
+    -------
+    PlantedTask
+        With the update as `truth`.
+
+    Raises
+    ------
+    ValueError
+        Where the model is no language model, no module matches, a number is not positive, or the spectrum is
+        unknown or does not fit a module.
     """
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if vocabulary is None:

@@ -39,12 +39,26 @@ ROWS = 600  # train rows per area at most, so that no area rules
 
 
 def read(kind: str = "classification") -> Source:
-    """Splits for `tasks.load_task`.
+    """Read the splits for `load_task`.
 
-    kind: "classification" gives columns `text` (a passage of 8 to 40 words) and `label` (its area; none
-    has more than 1.5 times the rows of another); "causal-lm" gives `text` (whole docstrings) of the same
-    modules in the same splits.
-    Raises FileNotFoundError where the interpreter has no library sources.
+    Parameters
+    ----------
+    kind : str, default "classification"
+        "classification" gives the columns `text` (a passage of 8 to 40 words) and `label` (its area; none has
+        more than 1.5 times the rows of another). "causal-lm" gives `text` (whole docstrings) of the same
+        modules in the same splits.
+
+    Returns
+    -------
+    Source
+        Splits "train", "dev" and "test", the same in every process with this Python version.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the interpreter has no library sources.
+    ValueError
+        For another kind.
     """
     if kind not in ("classification", "causal-lm"):
         raise ValueError(f"pydocs is a task of kind 'classification' or 'causal-lm', not {kind!r}.")
@@ -68,7 +82,7 @@ def read(kind: str = "classification") -> Source:
 
 @functools.lru_cache(maxsize=1)
 def _documents() -> dict[str, dict[str, list[str]]]:
-    """split -> area -> docstrings; a module (a source file) or a topic lies in one split as a whole."""
+    """By split and area, docstrings; a module (a source file) or a topic lies in one split as a whole."""
     splits: dict[str, dict[str, list[str]]] = {split: {} for split in ("train", "dev", "test")}
     seen: set[str] = set()
     for area, names in AREAS.items():
@@ -144,8 +158,10 @@ def _fresh(texts: Iterator[str] | list[str], seen: set[str]) -> Iterator[str]:
 
 
 def _passages(texts: list[str]) -> list[str]:
-    """English prose in passages of 8 to 40 words: paragraphs of a docstring that are no doctest, table or
-    listing, neighbours joined while they fit."""
+    """English prose in passages of 8 to 40 words.
+
+    Paragraphs of a docstring that are no doctest, table or listing; neighbours are joined while they fit.
+    """
     found = []
     for text in texts:
         passage: list[str] = []

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -43,21 +43,51 @@ PROMPT = ("prompt", "instruction", "question", "input", "text")
 ANSWER = ("answer", "completion", "response", "output")
 
 
+class ColumnNames(TypedDict, total=False):
+    """The columns that a user names; None is as good as left out."""
+
+    text: str | None
+    text_b: str | None
+    label: str | None
+    prompt: str | None
+    answer: str | None
+
+
 @dataclass
 class Source:
-    """Splits as columns, the label names where the data set declares them, and why a split is absent."""
+    """The rows of a data set.
+
+    Attributes
+    ----------
+    splits : dict of str to Table
+        "train", "dev" and "test", as far as they are there.
+    label_names : dict of str to list of str
+        By column, the names of its integers, where the data set declares them.
+    absent : dict of str to str
+        By split, why it is not there, where that is known.
+    """
 
     splits: dict[str, Table]
-    label_names: dict[str, list[str]] = field(default_factory=dict)  # column -> names of its integers
-    absent: dict[str, str] = field(default_factory=dict)  # split -> reason
+    label_names: dict[str, list[str]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column plays which part in a task of this kind."""
+    """Which column plays which part in a task of this kind.
+
+    Attributes
+    ----------
+    kind : str
+        A key of `task.METRICS`.
+    text : str
+        The text; the prompt where there is an answer.
+    text_b, label, answer : str or None
+        The second text of a pair, the label or value, the answer.
+    """
 
     kind: str
-    text: str  # the prompt, in prompt / answer tasks
+    text: str
     text_b: str | None = None
     label: str | None = None
     answer: str | None = None
@@ -66,10 +96,29 @@ class Columns:
 def read(data: str | Path, seed: int = 0) -> Source:
     """Read train, dev and test rows.
 
-    data: a folder with train / dev / test files, one file (.csv .tsv .jsonl .json .parquet .txt), or a hub id
-    ("name" or "name:config"). A tab-separated file has no quoting; rows of .txt are paragraphs.
-    One file without splits is split by row, 80 / 10 / 10 %; a missing dev split is a tenth of train's rows;
-    both are drawn by `seed`. A missing test split stays missing.
+    One file without splits is split by row, 80 / 10 / 10 %. A missing dev split is a tenth of train's rows. A
+    missing test split stays missing.
+
+    Parameters
+    ----------
+    data : str or Path
+        A folder with train / dev / test files, one file (.csv .tsv .jsonl .json .parquet .txt), or a hub id
+        ("name" or "name:config"). A tab-separated file has no quoting; rows of .txt are paragraphs.
+    seed : int, default 0
+        Draws the rows that are held out.
+
+    Returns
+    -------
+    Source
+        Every split in the order of its file.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where no file or folder is at a path, or the folder has no train file.
+    ValueError
+        Where a file cannot be read, a split has no rows or several files, there are too few rows to hold some
+        out, or the hub has no such data set.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -98,45 +147,52 @@ def read(data: str | Path, seed: int = 0) -> Source:
     return source
 
 
-def guess_columns(
-    names: Sequence[str],
-    values: Table,
-    *,
-    kind: str | None = None,
-    text: str | None = None,
-    text_b: str | None = None,
-    label: str | None = None,
-    prompt: str | None = None,
-    answer: str | None = None,
-) -> Columns:
-    """Which column is what: those named in the call, the others by their usual names; and the kind of task.
+def guess_columns(names: Sequence[str], values: Table, kind: str | None, named: ColumnNames) -> Columns:
+    """Which column is what: those that are named, the others by their usual names; and the kind of task.
 
-    Without `kind`: a label of strings, integers or booleans makes a classification, one of floats a
-    regression; an answer (and no label) makes "prompt-answer"; text alone "causal-lm".
+    Parameters
+    ----------
+    names : sequence of str
+        The columns there are.
+    values : Table
+        The train rows; the type of their labels decides between classification and regression.
+    kind : str or None
+        A key of `task.METRICS`. None: a label of strings, integers or booleans makes a "classification", one
+        of floats a "regression"; an answer (and no label) makes "prompt-answer"; text alone "causal-lm".
+    named : ColumnNames
+        The columns that the user names.
+
+    Returns
+    -------
+    Columns
+        With the kind.
+
+    Raises
+    ------
+    ValueError
+        Where a named column is not there, or a needed one is neither named nor found.
     """
-    for name in (text, text_b, label, prompt, answer):
+    for name in named.values():
         if name is not None and name not in names:
             raise ValueError(f"There is no column {name!r}; the columns are {', '.join(names)}.")
+    text, label, answer = named.get("text"), named.get("label"), named.get("answer")
+    prompt = named.get("prompt")
     if kind is None:
         found_label = label or _first(LABEL, names)
         if prompt or answer or (not found_label and _first(ANSWER, names)):
             kind = "prompt-answer"
         elif found_label:
-            kind = (
-                "regression" if any(isinstance(v, float) for v in values[found_label]) else "classification"
-            )
+            floats = any(isinstance(value, float) for value in values[found_label])
+            kind = "regression" if floats else "classification"
         else:
             kind = "causal-lm"
     if kind in ("prompt-answer", "seq2seq-lm"):
-        return Columns(
-            kind,
-            _need("prompt", prompt or text, PROMPT, names),
-            answer=_need("answer", answer, ANSWER, names),
-        )
+        prompt = _need("prompt", prompt or text, PROMPT, names)
+        return Columns(kind, prompt, answer=_need("answer", answer, ANSWER, names))
     first = _need("text", text, TEXT, names)
     if kind == "causal-lm":
         return Columns(kind, first)
-    second = text_b or (None if text else _first(TEXT_B.get(first, ()), names))
+    second = named.get("text_b") or (None if text else _first(TEXT_B.get(first, ()), names))
     return Columns(kind, first, second, _need("label", label, LABEL, names))
 
 
@@ -147,7 +203,22 @@ def subset(table: Table, rows: Iterable[int]) -> Table:
 
 
 def sample(table: Table, limit: int, seed: int) -> Table:
-    """`limit` rows drawn by `seed`, in the table's order (a sorted file's first rows would be one class)."""
+    """Draw rows, as the first rows of a sorted file would be of one class.
+
+    Parameters
+    ----------
+    table : Table
+        The rows.
+    limit : int
+        How many to draw; all where there are no more.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Table
+        In the table's order.
+    """
     count = _length(table)
     if limit >= count:
         return table
@@ -241,14 +312,15 @@ def _read_hub(name: str) -> Source:
 
 
 def _parted(table: Table, shares: tuple[float, ...], seed: int, name: str) -> list[Table]:
+    """The table in parts of these shares, drawn by `seed`, each in the table's order."""
     count = _length(table)
     if count < 10:
         raise ValueError(
             f"{name} has {count} rows, too few to hold out a tenth; give at least 10, or a dev file."
         )
     order = np.random.default_rng(seed).permutation(count)
-    ends = [round(count * share) for share in np.cumsum(shares)]
-    return [subset(table, sorted(order[a:b].tolist())) for a, b in zip([0, *ends], ends, strict=False)]
+    ends = [round(count * share) for share in np.cumsum(shares[:-1])]
+    return [subset(table, sorted(part.tolist())) for part in np.split(order, ends)]
 
 
 def _length(table: Table) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 
-
 METRICS = {  # by kind; the first is the default
     "classification": ("accuracy", "matthews", "f1", "loss"),
     "regression": ("mse", "pearson", "loss"),
@@ -22,19 +21,29 @@ METRICS = {  # by kind; the first is the default
     "seq2seq-lm": ("loss", "perplexity"),
 }
 
-
 GREATER_IS_BETTER = ("accuracy", "matthews", "f1", "pearson")
-
 
 IGNORED = -100  # a label position that is not scored
 
 
 class Task(Protocol):
-    """What the loop trains on. Any object with these members works, with any torch model."""
+    """What the loop trains on. Any object with these members works, with any torch model.
+
+    Attributes
+    ----------
+    name, kind, metric : str
+        Of the task; a key of `METRICS` or a word of its own; the score that a race ranks by.
+
+    Notes
+    -----
+    One more member is optional, and therefore not declared here: `lengths(split) -> Sequence[int]`, for every
+    row of the split what `tokens` counts in it. With it the loop can put rows of similar length into a batch,
+    which saves padding. A task whose rows are all alike leaves it out. Ask through `row_lengths`.
+    """
 
     name: str
     kind: str
-    metric: str  # the key of evaluate()'s result that a race ranks by
+    metric: str
 
     @property
     def greater_is_better(self) -> bool:
@@ -62,21 +71,61 @@ class Task(Protocol):
         """One prediction per example."""
 
 
+def row_lengths(task: Task, split: str = "train") -> Sequence[int] | None:
+    """The tokens of every row of a split without padding, or None where the task has no `lengths`.
+
+    Parameters
+    ----------
+    task : Task
+        With or without the optional member `lengths`.
+    split : str
+        "train", "dev" or "test".
+
+    Returns
+    -------
+    sequence of int, or None
+        One number a row, in the split's order.
+    """
+    lengths = getattr(task, "lengths", None)
+    return lengths(split) if callable(lengths) else None
+
+
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row."""
+    """One tokenised row.
+
+    Attributes
+    ----------
+    ids : list of int
+        Input tokens.
+    label : int, float or list of int
+        Class, value, or label tokens: beside `ids` in decoders, where IGNORED is not scored.
+    types : list of int or None
+        Token types of a pair of texts, where the tokenizer has them.
+    text_bytes : int
+        UTF-8 bytes of the scored text, in language modelling only.
+    """
 
     ids: list[int]
-    label: (
-        int | float | list[int]
-    )  # class, value, or label ids (beside `ids` in decoders; IGNORED = not scored)
-    types: list[int] | None = None  # token types of a sentence pair, where the tokenizer has them
-    text_bytes: int = 0  # UTF-8 bytes of the scored text, language modelling only
+    label: int | float | list[int]
+    types: list[int] | None = None
+    text_bytes: int = 0
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients; every module's own mode comes back. Yields the model's device."""
+    """Evaluation mode without gradients, for the length of a `with` block.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With at least one parameter. Each of its modules gets its own mode back, whatever happens.
+
+    Yields
+    ------
+    torch.device
+        Of the model's first parameter.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a model is tuned on: the protocol of a task, and text tasks of every kind by `load_task`."""
+"""What a model is tuned on: text tasks of every kind, by `load_task`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from xgblora_lab.tasks import rows
+from xgblora_lab.tasks import pydocs, rows
+from xgblora_lab.tasks.checkpoint import load_tokenizer
+from xgblora_lab.tasks.encoding import Encoder
+from xgblora_lab.tasks.scores import classification_scores, correlation
 from xgblora_lab.tasks.task import GREATER_IS_BETTER, IGNORED, METRICS, Batch, Example, evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
 
 EVALUATION_BATCH = 64  # rows
@@ -25,10 +30,25 @@ EVALUATION_BATCH = 64  # rows
 
 @dataclass
 class TextTask:
-    """A task on tokenised text. Made by `load_task`.
+    """A task on tokenised text. Made by `load_task`; the members are those of `task.Task`.
 
     The loss is a mean in nats (squared error for regression) over examples, or over label tokens in the
-    language-model kinds. `labels` holds the class names; `truncated` the share of rows cut, per split.
+    language-model kinds.
+
+    Attributes
+    ----------
+    name, kind, metric : str
+        Of the data; a key of `task.METRICS`; one of its values.
+    splits : dict of str to list of Example
+        "train", "dev" and "test", as far as the data has them.
+    pad_token_id : int
+        Fills rows on the right.
+    labels : list of str
+        The class names, by class index; empty but for classification.
+    truncated : dict of str to float
+        By split, the share of rows that were cut.
+    absent : dict of str to str
+        By split, why it is not there, where that is known.
     """
 
     name: str
@@ -38,17 +58,50 @@ class TextTask:
     pad_token_id: int
     labels: list[str] = field(default_factory=list)
     truncated: dict[str, float] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)  # split -> why it is not here
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def greater_is_better(self) -> bool:
+        """Of the metric."""
         return self.metric in GREATER_IS_BETTER
 
     def size(self, split: str = "train") -> int:
+        """Number of examples; 0 where the data has no such split."""
         return len(self.splits.get(split, ()))
 
+    def lengths(self, split: str = "train") -> list[int]:
+        """Tokens of every row without padding, in the split's order: what `tokens` counts in each.
+
+        Raises
+        ------
+        ValueError
+            Where the data has no such split.
+        """
+        both = self.kind == "seq2seq-lm"  # the answer is read by the decoder
+        answers = [e.label if both and isinstance(e.label, list) else [] for e in self._rows(split)]
+        return [len(e.ids) + len(answer) for e, answer in zip(self._rows(split), answers, strict=True)]
+
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        """input_ids and attention_mask (N, S), padded on the right; labels (N,) or (N, S)."""
+        """Make a batch.
+
+        Parameters
+        ----------
+        split : str
+            "train", "dev" or "test".
+        indices : sequence of int
+            Rows of the split.
+
+        Returns
+        -------
+        dict of str to Tensor
+            input_ids and attention_mask (N, S), padded on the right; labels (N,) or (N, S); token_type_ids
+            (N, S) where the tokenizer has them. On the CPU.
+
+        Raises
+        ------
+        ValueError
+            Where the data has no such split.
+        """
         examples = self._rows(split)
         chosen = [examples[i] for i in indices]
         batch = {
@@ -57,24 +110,48 @@ class TextTask:
         }
         if chosen[0].types is not None:
             batch["token_type_ids"] = _padded([e.types or [] for e in chosen], 0)
-        labels = [e.label for e in chosen]
+        labels: list[Any] = [e.label for e in chosen]
         batch["labels"] = _padded(labels, IGNORED) if self._is_lm else torch.tensor(labels)
         return batch
 
     def weight(self, batch: Batch) -> int:
+        """Terms of the loss: examples, or label tokens in the language-model kinds."""
         return int((self._targets(batch) != IGNORED).sum()) if self._is_lm else len(batch["labels"])
 
     def tokens(self, batch: Batch) -> int:
+        """Tokens without padding, those of the answer included where a decoder reads them."""
         count = int(batch["attention_mask"].sum())
         return count + (self.weight(batch) if self.kind == "seq2seq-lm" else 0)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean over `weight(batch)` terms; the batch lies on the model's device."""
         logits = self._logits(model, batch)
         return self._terms(logits, batch).sum() / self.weight(batch)
 
     def evaluate(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> dict[str, float]:
-        """Exact means over the split: classification {loss, accuracy, matthews, f1}, regression {loss, mse,
-        pearson}, language models {loss, perplexity} and, for kind "causal-lm", bits_per_byte."""
+        """Score a model.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Left in the mode it was in.
+        split : str, default "dev"
+            "train", "dev" or "test".
+        limit : int, optional
+            Only the first rows; default: all.
+
+        Returns
+        -------
+        dict of str to float
+            Exact means over the rows. Always "loss"; for classification "accuracy", "matthews" and "f1"; for
+            regression "mse" and "pearson" (0 where undefined); for language models "perplexity", and for kind
+            "causal-lm" "bits_per_byte".
+
+        Raises
+        ------
+        ValueError
+            Where the data has no such split.
+        """
         losses, weights, predictions = self._score(model, split, limit)
         loss = float(losses.sum() / weights.sum())
         examples = self._rows(split)[:limit]
@@ -83,14 +160,30 @@ class TextTask:
             return {"loss": loss, **classification_scores(truth, predictions, len(self.labels))}
         if self.kind == "regression":
             truth = np.array([e.label for e in examples], np.float64)
-            return {"loss": loss, "mse": loss, "pearson": _correlation(truth, predictions)}
+            return {"loss": loss, "mse": loss, "pearson": correlation(truth, predictions)}
         scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if self.kind == "causal-lm":
             scores["bits_per_byte"] = float(losses.sum()) / math.log(2) / sum(e.text_bytes for e in examples)
         return scores
 
     def predict(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> np.ndarray:
-        """(n,): class indices, regression values, or each row's mean loss in nats (language models)."""
+        """Predict rows.
+
+        Parameters
+        ----------
+        model, split, limit
+            As in `evaluate`.
+
+        Returns
+        -------
+        array, (n,)
+            Class indices, regression values, or each row's mean loss in nats (language models).
+
+        Raises
+        ------
+        ValueError
+            Where the data has no such split.
+        """
         losses, weights, predictions = self._score(model, split, limit)
         return losses / weights if self._is_lm else predictions
 
@@ -132,7 +225,8 @@ class TextTask:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Summed loss, number of terms and prediction of every row, in the split's order."""
         examples = self._rows(split)[:limit]
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+        lengths = self.lengths(split)
+        order = sorted(range(len(examples)), key=lengths.__getitem__)
         losses, weights, predictions = (np.zeros(len(examples)) for _ in range(3))
         with evaluating(model) as device:
             for start in range(0, len(order), EVALUATION_BATCH):
@@ -155,54 +249,67 @@ def load_task(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     kind: str | None = None,
-    text: str | None = None,
-    text_b: str | None = None,
-    label: str | None = None,
-    prompt: str | None = None,
-    answer: str | None = None,
     max_length: int = 128,
     limit: int | None = None,
     metric: str | None = None,
     encoder_decoder: bool = False,
     seed: int = 0,
+    **columns: Unpack[rows.ColumnNames],
 ) -> TextTask:
     """Read and tokenise a data set.
 
-    data: "pydocs"; a folder with train / dev / test files; one file (split 80 / 10 / 10 % by row); a hub id
-      ("name" or "name:config"); or {"train": {column: values}, "dev": …}. See `rows.read`.
-    tokenizer: default: the lab model's.
-    kind: "classification", "regression", "causal-lm" (any text, cut into windows), "prompt-answer" (scored on
-      the answer only) or "seq2seq-lm" (the same for encoder-decoders); default: guessed from the columns.
-    text, text_b, label, prompt, answer: column names, where they are not the usual ones.
-    max_length: tokens per row; longer rows are cut (`truncated` says how many), longer texts of a causal-lm
-      task go on in the next row.
-    limit: train rows used, drawn by `seed`. metric: what a race ranks by, see `METRICS`.
-    encoder_decoder: the model is one: prompts go to the encoder, answers to the decoder.
-    seed: of the hold-out split and of `limit`.
+    Parameters
+    ----------
+    data : str, Path or mapping, default "pydocs"
+        "pydocs"; a folder with train / dev / test files; one file (split 80 / 10 / 10 % by row); a hub id
+        ("name" or "name:config"), see `rows.read`; or {"train": {column: values}, "dev": …}.
+    tokenizer : PreTrainedTokenizerBase, optional
+        With a pad token; default: the lab model's.
+    kind : str, optional
+        "classification", "regression", "causal-lm" (any text, cut into windows), "prompt-answer" (scored on
+        the answer only) or "seq2seq-lm" (the same for encoder-decoders); default: guessed from the columns.
+    max_length : int, default 128
+        Tokens per row. Longer rows are cut (`truncated` says how many); longer texts of a causal-lm task
+        go on in the next row.
+    limit : int, optional
+        Train rows used, drawn by `seed`; default: all.
+    metric : str, optional
+        What a race ranks by; default: the first of the kind in `task.METRICS`.
+    encoder_decoder : bool, default False
+        Whether the model is one. Then prompts go to the encoder and answers to the decoder.
+    seed : int, default 0
+        Of the rows that are held out and of `limit`.
+    **columns : str, optional
+        Names of the columns `text`, `text_b`, `label`, `prompt` and `answer`, where not the usual ones.
 
-    Raises ValueError or FileNotFoundError with one sentence for what cannot be used.
+    Returns
+    -------
+    TextTask
+        With the splits that the data has.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the data, or the lab model's tokenizer, is not there.
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For an unknown kind or metric, a column that is not there, a row that cannot be used, or data that
+        cannot be read.
     """
+    unknown = sorted(set(columns) - set(rows.ColumnNames.__annotations__))
+    if unknown:
+        raise TypeError(
+            f"load_task() has no argument {unknown[0]!r}; columns are named by "
+            f"{', '.join(f'{part}=' for part in rows.ColumnNames.__annotations__)}."
+        )
     if kind is not None and kind not in METRICS:
         raise ValueError(f"Unknown kind of task {kind!r}; accepted are {', '.join(METRICS)}.")
-    if tokenizer is None:
-        from xgblora_lab.tasks.models import load_tokenizer
-
-        tokenizer = load_tokenizer()
-    name = "data" if isinstance(data, Mapping) else Path(data).name
-    if isinstance(data, Mapping):
-        source = rows.Source({split: dict(table) for split, table in data.items()})
-    elif data == "pydocs":
-        from xgblora_lab.tasks import pydocs
-
-        source = pydocs.read(kind or "classification")
-    else:
-        source = rows.read(data, seed)
-
+    tokenizer = tokenizer or load_tokenizer()
+    source = _source(data, kind, seed)
     train = source.splits["train"]
-    columns = rows.guess_columns(
-        list(train), train, kind=kind, text=text, text_b=text_b, label=label, prompt=prompt, answer=answer
-    )
-    kind = columns.kind
+    found = rows.guess_columns(list(train), train, kind, columns)
+    kind = found.kind
     if kind == "prompt-answer" and encoder_decoder:
         kind = "seq2seq-lm"
     if kind == "causal-lm" and encoder_decoder:
@@ -213,14 +320,12 @@ def load_task(
     if limit is not None:
         source.splits["train"] = rows.sample(train, limit, seed)
 
-    from xgblora_lab.tasks.encoding import Encoder
-
-    encoder = Encoder(tokenizer, kind, columns, max_length, encoder_decoder, source.label_names)
+    encoder = Encoder(tokenizer, kind, found, max_length, encoder_decoder, source.label_names)
     splits = {
         split: encoder.encode(split, source.splits[split]) for split in rows.SPLITS if split in source.splits
     }
     return TextTask(
-        name=name,
+        name="data" if isinstance(data, Mapping) else Path(data).name,
         kind=kind,
         metric=metric,
         splits=splits,
@@ -231,29 +336,12 @@ def load_task(
     )
 
 
-def classification_scores(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
-    """Accuracy, Matthews correlation (Gorodkin 2004 for several classes; 0 where undefined) and F1 (of
-    class 1 where there are two, else the mean over classes)."""
-    table = np.zeros((classes, classes))
-    np.add.at(table, (truth, predicted), 1.0)  # rows: truth
-    n, right, rows_, columns = table.sum(), np.trace(table), table.sum(1), table.sum(0)
-    spread = (n**2 - rows_ @ rows_) * (n**2 - columns @ columns)
-    f1 = 2 * np.diag(table) / np.maximum(rows_ + columns, 1.0)
-    return {
-        "accuracy": float(right / n),
-        "matthews": float((right * n - rows_ @ columns) / math.sqrt(spread)) if spread else 0.0,
-        "f1": float(f1[1] if classes == 2 else f1.mean()),
-    }
+def _source(data: str | Path | Mapping[str, rows.Table], kind: str | None, seed: int) -> rows.Source:
+    if isinstance(data, Mapping):
+        return rows.Source({split: dict(table) for split, table in data.items()})
+    return pydocs.read(kind or "classification") if data == "pydocs" else rows.read(data, seed)
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one of them is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else 0.0
-
-
-def _padded(lists: Sequence[Any], value: int) -> Tensor:
+def _padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
     """(N, S), filled on the right."""
-    width = max(len(row) for row in lists)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in lists])
+    return pad_sequence([torch.tensor(row) for row in lists], batch_first=True, padding_value=value)

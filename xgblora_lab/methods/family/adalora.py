@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.family.sora import open_factors
-from xgblora_lab.methods.lora import LoRA, check_rank
+from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
@@ -72,7 +72,8 @@ class AdaLoRA(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rank(self.kept_rank)
+        if self.kept_rank < 1:
+            raise ValueError(f"kept_rank must be a whole number from 1; got {self.kept_rank!r}.")
         if self.kept_rank >= self.rank:
             raise ValueError(
                 f"target_rank must be below rank, got {self.kept_rank} and {self.rank}; to keep all ranks "

@@ -1,0 +1,103 @@
+"""Where a booster starts and what it sees: starts from data, free directions, the hardest examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from xgblora_lab import seeds
+from xgblora_lab.lowrank.booster import watched
+from xgblora_lab.lowrank.linear import factor_dtype, weight_shape
+
+if TYPE_CHECKING:
+    from xgblora_lab.lowrank.ensemble import Ensemble
+    from xgblora_lab.methods.base import Loop
+
+
+def residual_A(
+    loop: Loop, modules: Mapping[str, nn.Module], rank: int, index: int, ridge: float = 0.03
+) -> dict[str, Tensor]:
+    """A (r, k) per module, fitted to the negative functional gradient (our own idea, not the paper's).
+
+    For y = W x the functional gradient at the outputs is D (n, d), the inputs are X (n, k). The best linear
+    weak learner is the ridge regression of D on X, C⁻¹XᵀD with C = XᵀX + λI; A takes random directions of its
+    range, A ∝ (C⁻¹XᵀDω)ᵀ with ω (d, r) random, at the norm that kaiming has on average. λ is `ridge` times
+    the mean diagonal of XᵀX. One forward-backward pass on the round's first batch, counted in the record.
+    """
+    generator = seeds.generator("residual", loop.seed, index)
+    omegas = {}
+    for name, module in modules.items():
+        omega = torch.randn(weight_shape(module)[0], rank, generator=generator)
+        omegas[name] = omega.to(device=loop.accelerator.device, dtype=factor_dtype(module))
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
+
+    def collect(name: str, X: Tensor, D: Tensor) -> None:
+        used = D.any(dim=1)  # padding has no gradient and is not part of the regression
+        X, D = X[used].to(omegas[name]), D[used].to(omegas[name])
+        seen[name].append((X, D @ omegas[name]))
+
+    with watched(dict(modules), collect):
+        loop.probe_gradients()
+    fitted = {}
+    for name in modules:
+        X = torch.cat([x for x, _ in seen[name]])
+        target = torch.cat([t for _, t in seen[name]])  # (n, r)
+        fitted[name] = _ridge(loop, X, target, ridge).T  # (r, k)
+        norm = fitted[name].norm(dim=1, keepdim=True)
+        if not torch.isfinite(norm).all() or (norm == 0).any():
+            raise ValueError(f"The probe gave {name!r} no gradient; use another init than 'residual' there.")
+        fitted[name] = fitted[name] / (norm * math.sqrt(3))
+    return fitted
+
+
+def last_directions(ensemble: Ensemble, names: Iterable[str]) -> dict[str, Tensor]:
+    """A (r, k) of the last booster on each module, its rows at the norm that kaiming has on average.
+
+    A module without a booster so far, or whose last one has a row of zeros, is left out.
+    """
+    found = {}
+    for name in names:
+        rounds = (boosters for boosters in reversed(ensemble.active()) if name in boosters)
+        A = next((boosters[name][1] for boosters in rounds), None)
+        if A is not None and (norm := A.norm(dim=1, keepdim=True)).all():
+            found[name] = A / (norm * math.sqrt(3))
+    return found
+
+
+def earlier_directions(loop: Loop, module: str, rank: int) -> Tensor:
+    """Orthonormal basis (k, R) of the rows of A of all earlier boosters on a module."""
+    A = loop.ensemble.factors(module)[1]
+    R, k = A.shape
+    if R + rank > k:
+        raise ValueError(
+            f"{module!r} has {k} inputs and {R} of their directions are taken: none is left for a booster "
+            "orthogonal to the earlier ones. Plan fewer rounds, or use subspace='free'."
+        )
+    return torch.linalg.qr(A.T.double())[0]
+
+
+def hardest_rows(loop: Loop, kappa: int) -> dict[int, list[int]]:
+    """step -> training rows for the next κ steps: the half of 2κ steps' rows with the highest loss."""
+    first, size = loop.trained_steps, loop.batch_size
+    pool = [row for i in range(2 * kappa) for row in loop.planned_rows(first + i)]
+    losses = loop.row_losses(pool)
+    hardest = sorted(sorted(range(len(pool)), key=lambda i: -losses[i])[: kappa * size])
+    rows = [pool[i] for i in hardest]  # in the plan's order
+    return {first + i: rows[i * size : (i + 1) * size] for i in range(kappa)}
+
+
+def _ridge(loop: Loop, X: Tensor, target: Tensor, ridge: float) -> Tensor:
+    """(XᵀX + λI)⁻¹ Xᵀ target: (k, r), by the smaller of the primal and the dual system."""
+    n, k = X.shape
+    if n >= k or loop.accelerator.num_processes > 1:  # XᵀX adds up over processes, XXᵀ does not
+        C, rhs = loop.summed(X.T @ X), loop.summed(X.T @ target)
+        C.diagonal().add_(ridge * C.diagonal().mean())
+        return torch.linalg.solve(C, rhs)
+    K = X @ X.T
+    lam = ridge * K.diagonal().sum() / k  # the same λ: trace(XXᵀ) = trace(XᵀX)
+    K.diagonal().add_(lam)
+    return X.T @ torch.linalg.solve(K, target)
