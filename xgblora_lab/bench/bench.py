@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab.bench.hooks import Checkpoint, Hook
-from xgblora_lab.bench.records import History, Round, short_name
+from xgblora_lab.bench.records import History, Round, RunSettings, short_name
 from xgblora_lab.bench.rewind import Rewinding, States
 from xgblora_lab.bench.step import Trainer, seed_dropout, state_bytes
 from xgblora_lab.lowrank import spectra
@@ -441,35 +441,37 @@ class Bench(Rewinding):
     def _seed_dropout(self, index: int) -> None:
         seed_dropout(self.seed, index, self.accelerator.process_index)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> RunSettings:
         import accelerate
         import transformers
 
         truth: Mapping[str, tuple[Tensor, Tensor]] = getattr(self.task, "truth", {})
         weights = sum(math.prod(weight_shape(m)) for m in self.model.modules() if is_linear(m))
-        return {
-            "options": self.method.options(),
-            "label": self.method.label(),
-            "lr": self.method.lr,
-            "model": short_name(getattr(self.model, "name_or_path", "")) or type(self.model).__name__,
-            "data": self.task.name,
-            "kind": self.task.kind,
-            "metric": self.task.metric,
-            "greater_is_better": self.task.greater_is_better,
-            "steps": self.steps,
-            "batch_size": self.trainer.batch_size,
-            "accumulation": self.trainer.accumulation,
-            "targets": self.targets,
-            "seed": self.seed,
-            "data_seed": self.trainer.data_seed,
-            "probe_size": self.probe_size,
-            "precision": str(self.accelerator.mixed_precision),
-            "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
-            "flops_per_token": self.method.flops_per_weight * weights,
-            "truth_spectrum": {n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
-            "versions": {m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
-        }
+        return RunSettings(
+            label=self.method.label(),
+            options=self.method.options(),
+            lr=self.method.lr,
+            model=short_name(getattr(self.model, "name_or_path", "")) or type(self.model).__name__,
+            data=self.task.name,
+            kind=self.task.kind,
+            metric=self.task.metric,
+            greater_is_better=self.task.greater_is_better,
+            steps=self.steps,
+            batch_size=self.trainer.batch_size,
+            accumulation=self.trainer.accumulation,
+            targets=self.targets,
+            seed=self.seed,
+            data_seed=self.trainer.data_seed,
+            probe_size=self.probe_size,
+            precision=str(self.accelerator.mixed_precision),
+            processes=self.accelerator.num_processes,
+            device=self.accelerator.device.type,
+            flops_per_token=self.method.flops_per_weight * weights,
+            truth_spectrum={n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
+            versions={m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
+            merges=self.method.additive,
+            rank_bound=self.method.rank_bound(len(self.modules)),
+        )
 
     def check_open(self) -> None:
         """RuntimeError where this bench cannot be used any more."""
@@ -504,8 +506,8 @@ def resume(
     bench = Bench(
         model,
         task,
-        make_method(history.method, **settings["options"]),
-        **{name: settings[name] for name in options},
+        make_method(history.method, **settings.options),
+        **{name: getattr(settings, name) for name in options},
         hooks=[*hooks, Checkpoint(folder)],
         accelerator=accelerator,
     )

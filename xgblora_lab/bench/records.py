@@ -1,4 +1,4 @@
-"""What a run leaves behind: one frozen `Round` per round, and the `History` of a run.
+"""What a run leaves behind: its settings, one frozen `Round` per round, and the `History` of both.
 
 A `Round` is the only currency between the loop, hooks, figures, files and tests.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,37 +22,182 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class RunSettings:
+    """What a run was made of. Every field may be left out; its default then says that nothing is known.
+
+    A changed copy is `dataclasses.replace(settings, …)`.
+
+    Parameters
+    ----------
+    label : str
+        Name in figures and tables; tells variants of one method apart.
+    options : mapping of str to JSON value
+        The method's options, with which `make_method` makes it again.
+    lr : float
+        Peak learning rate; nan where it is not known.
+    model, data : str
+        What was trained, and on what.
+    kind, metric : str
+        Kind of task, e.g. "causal-lm"; name of its main score, e.g. "accuracy".
+    greater_is_better : bool
+        Whether the better of two main scores is the greater one.
+    steps : int or None
+        K, the planned optimizer steps.
+    batch_size : int or None
+        Examples per optimizer step and process.
+    accumulation : int or None
+        Micro-batches that a batch is split into.
+    targets : str or sequence of str
+        The linear maps that were adapted, as in `find_modules`.
+    seed, data_seed : int or None
+        The seeds of initialisations and module choice, and of the order of the data.
+    probe_size : int or None
+        Examples of the probe batch.
+    precision : str
+        accelerate's mixed precision: "no", "bf16" or "fp16".
+    processes : int or None
+        How many processes trained together.
+    device : str
+        Type of the device, e.g. "cpu".
+    flops_per_token : int or None
+        Floating-point operations per token trained on.
+    truth_spectrum : mapping of str to sequence of float
+        Module to the singular values of the update to find, where the task knows it.
+    versions : mapping of str to str
+        Package to version.
+    chosen : bool
+        Whether the run has the tuned options of a race.
+    merges : bool
+        Whether a module's update gains a factor each time that the module is chosen.
+    rank_bound : int or None
+        The most that one choice of a module can add to the rank of its update (where the method does not
+        merge: the largest rank at any time). None where the shape alone is a bound.
+    """
+
+    label: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = math.nan
+    model: str = ""
+    data: str = ""
+    kind: str = ""
+    metric: str = ""
+    greater_is_better: bool = False
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulation: int | None = None
+    targets: str | Sequence[str] = ""
+    seed: int | None = None
+    data_seed: int | None = None
+    probe_size: int | None = None
+    precision: str = ""
+    processes: int | None = None
+    device: str = ""
+    flops_per_token: int | None = None
+    truth_spectrum: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    chosen: bool = False
+    merges: bool = False
+    rank_bound: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("options", "truth_spectrum", "versions"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunSettings.from_dict, (self.to_dict(),)  # read-only views of mappings cannot be pickled
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `RunSettings.from_dict` inverts it."""
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
+        """The settings that `to_dict` wrote.
+
+        Parameters
+        ----------
+        values : mapping
+            Field to value. A field that is missing, as in an older file, keeps its default.
+
+        Raises
+        ------
+        ValueError
+            Where there is a key that is no field.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = [str(key) for key in values if key not in known]
+        if unknown:
+            raise ValueError(
+                f"Unknown setting {', '.join(unknown)} of a run; accepted: {', '.join(known)}. Read the file "
+                "with the version of xgblora_lab that wrote it."
+            )
+        return cls(**{**values, "lr": float(values.get("lr", math.nan))})  # "nan" comes back as a float
+
+
+@dataclass(frozen=True)
 class Round:
     """The record of one round: κ optimizer steps, and what they did.
 
     Losses are means in the task's own unit (nats for language models and classifiers). *Own batch* is the
-    round's first training batch, *probe* the bench's fixed probe batch; `nan` where not measured.
+    round's first training batch, *probe* the bench's fixed probe batch; nan where not measured.
+
+    Parameters
+    ----------
+    index : int
+        t, from 0.
+    method : str
+        Name of the method, e.g. "xgblora".
+    step : int
+        Optimizer steps done at the round's end, counted from the run's start.
+    modules : tuple of str
+        Modules trained in this round.
+    losses, learning_rates, gradient_norms : tuple of float, κ long
+        At every step: the training loss before that step's update, the learning rate, and the global 2-norm
+        of the gradient over the round's trainable parameters.
+    loss_before, loss_after : float
+        Loss on the own batch before the round and after it (merged).
+    probe_before, probe_after : float
+        Loss on the probe batch before the round and after it (merged).
+    tokens : int
+        Real (unpadded) tokens trained on in this round, by all processes.
+    seconds : float
+        Wall time of the round.
+    peak_parameters : int
+        Trainable numbers at one moment of this round (boosters and head).
+    total_parameters : int
+        Distinct numbers trained since the run's start, the boosters of all rounds summed.
+    optimizer_bytes : int
+        Optimizer state at the round's end.
+    gradient_bytes : int
+        Gradients held at one moment.
+    extra_passes : int, default 0
+        Forward-backward passes beyond the κ steps, e.g. of an initialisation that looks at the gradient.
+    extra_forwards : int, default 0
+        Forward passes without backward, of a method that looks before it changes itself.
+    measurements : mapping of str to JSON value
+        What hooks added, by name.
     """
 
-    index: int  # t, from 0
-    method: str  # name of the method, e.g. "xgblora"
-    step: int  # optimizer steps done at the round's end, counted from the run's start
-    modules: tuple[str, ...]  # modules trained in this round
-    losses: tuple[float, ...]  # training loss at every step of the round, before that step's update
-    learning_rates: tuple[float, ...]  # at every step
-    gradient_norms: tuple[float, ...]  # global 2-norm over the round's trainable parameters, at every step
-    loss_before: float  # own batch, before the round
-    loss_after: float  # own batch, after the round (merged)
-    probe_before: float  # probe batch, before the round
-    probe_after: float  # probe batch, after the round (merged)
-    tokens: int  # real (unpadded) tokens trained on in this round, all processes
-    seconds: float  # wall time of the round
-    peak_parameters: int  # trainable numbers at one moment of this round (boosters and head)
-    total_parameters: int  # distinct numbers trained since the run's start, boosters of all rounds summed
-    optimizer_bytes: int  # optimizer state at the round's end
-    gradient_bytes: int  # gradients held at one moment
-    # Beyond the κ training steps: forward-backward passes (an initialisation's probe, …), and forward passes
-    # without backward (of a method that looks before it changes itself)
+    index: int
+    method: str
+    step: int
+    modules: tuple[str, ...]
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
+    loss_before: float
+    loss_after: float
+    probe_before: float
+    probe_after: float
+    tokens: int
+    seconds: float
+    peak_parameters: int
+    total_parameters: int
+    optimizer_bytes: int
+    gradient_bytes: int
     extra_passes: int = 0
-    extra_forwards: int = (
-        0  # forward passes without backward, of a method that looks before it changes itself
-    )
-    measurements: Mapping[str, Any] = field(default_factory=dict)  # what hooks added; JSON values
+    extra_forwards: int = 0
+    measurements: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "measurements", MappingProxyType(dict(self.measurements)))
@@ -62,7 +207,7 @@ class Round:
 
     @property
     def gain(self) -> float:
-        """Decrease of the probe loss in this round (of the own batch's where no probe was measured)."""
+        """Decrease of the probe loss in this round (of the own batch's loss where no probe was measured)."""
         gain = self.probe_before - self.probe_after
         return self.loss_before - self.loss_after if math.isnan(gain) else gain
 
@@ -73,6 +218,15 @@ class Round:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
+        """The round that `to_dict` wrote.
+
+        Raises
+        ------
+        KeyError
+            Where a field without a default is missing.
+        TypeError
+            Where there is a key that is no field.
+        """
         fixed: dict[str, Any] = {"modules": tuple(values["modules"])}
         for name in ("losses", "learning_rates", "gradient_norms"):
             fixed[name] = tuple(float(v) for v in values[name])
@@ -90,14 +244,33 @@ class Round:
 
 @dataclass
 class History:
-    """The rounds of one run, its settings, and the scores it ended with."""
+    """The rounds of one run, its settings, and the scores it ended with.
 
-    method: str = ""  # name of the method
-    settings: dict[str, Any] = field(
-        default_factory=dict
-    )  # the method's options, seeds, model, data, versions
+    Parameters
+    ----------
+    method : str
+        Name of the method.
+    settings : RunSettings
+        Options, seeds, model, data and versions.
+    rounds : list of Round
+        In order.
+    scores : dict of str to float
+        Scores at the end, e.g. ``{"dev_accuracy": 0.83, "test_accuracy": 0.82}``.
+    """
+
+    method: str = ""
+    settings: RunSettings = field(default_factory=RunSettings)
     rounds: list[Round] = field(default_factory=list)
-    scores: dict[str, float] = field(default_factory=dict)  # e.g. {"dev_accuracy": .83, "test_accuracy": .82}
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The run's name in figures and tables: its settings' label, else its method. It may be set."""
+        return self.settings.label or self.method or "run"
+
+    @label.setter
+    def label(self, label: str) -> None:
+        self.settings = dataclasses.replace(self.settings, label=label)
 
     def __len__(self) -> int:
         return len(self.rounds)
@@ -127,18 +300,30 @@ class History:
         return pd.DataFrame(rows)
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `History.from_dict` inverts it."""
         return {
             "method": self.method,
-            "settings": plain(self.settings),
+            "settings": self.settings.to_dict(),
             "scores": plain(self.scores),
             "rounds": [r.to_dict() for r in self.rounds],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> History:
+        """The history that `to_dict` wrote.
+
+        Raises
+        ------
+        KeyError
+            Where a part is missing.
+        TypeError
+            Where a round holds a key that is no field.
+        ValueError
+            Where the settings hold a key that is no field.
+        """
         scores = {k: float(v) for k, v in values["scores"].items()}
         rounds = [Round.from_dict(r) for r in values["rounds"]]
-        return cls(values["method"], dict(values["settings"]), rounds, scores)
+        return cls(values["method"], RunSettings.from_dict(values["settings"]), rounds, scores)
 
     def save(self, path: str | Path) -> None:
         """Write the history as JSON, whole or not at all."""
@@ -146,12 +331,31 @@ class History:
 
     @classmethod
     def load(cls, path: str | Path) -> History:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there is no such file.
+        KeyError, TypeError, ValueError
+            Where the file is no history: see `from_dict`.
+        """
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def short_name(name: str | Path) -> str:
-    """What a record calls a model or data: the name of a folder or file without its path; a hub id whole."""
+    """What a record calls a model or data.
+
+    Parameters
+    ----------
+    name : str or Path
+        A hub id, or the path of a folder or file.
+
+    Returns
+    -------
+    str
+        A path's last part; anything else as it is.
+    """
     path = Path(name)
     return Path(os.path.abspath(path)).name if str(name) and path.exists() else str(name)
 

@@ -46,7 +46,9 @@ class Method:
     head_lr: float = 1e-3
 
     name: ClassVar[str] = "method"
-    additive: ClassVar[bool] = False  # whether rounds' updates add up (see `Ensemble`)
+    # Whether the bench merges every round's boosters, so that their updates add up (see `Ensemble`) and a
+    # module's update gains a factor each time that the module is chosen.
+    additive: ClassVar[bool] = False
     # Floating-point operations per token and weight: 2 forward, 2 backward through the activations. An upper
     # bound where the lowest module trained is not the first.
     flops_per_weight: ClassVar[int] = 4
@@ -66,6 +68,22 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The options as a dict; `type(method)(**options)` makes an equal one."""
         return dataclasses.asdict(self)
+
+    def rank_bound(self, modules: int) -> int | None:
+        """The most that one choice of a module can add to the rank of its accumulated update.
+
+        Parameters
+        ----------
+        modules : int
+            How many modules are adapted; it counts where ranks move between them.
+
+        Returns
+        -------
+        int or None
+            For a method that is not additive, the largest rank of a module's update at any time. None where
+            the shape alone is a bound.
+        """
+        return None
 
     def label(self, common: Mapping[str, Any] | None = None) -> str:
         """A name that tells variants of one method apart: it shows every option that is not the default.

@@ -42,6 +42,9 @@ class LoRA(Continued):
                 f"Unknown scaling {self.scaling!r}; accepted: 'lora' (alpha/r), 'rslora' (alpha/√r)."
             )
 
+    def rank_bound(self, modules: int) -> int | None:
+        return self.rank if self.low_rank else None
+
     def scale_of(self, rank: int) -> float:
         """The scale of a pair of this rank."""
         alpha = self.rank if self.alpha is None else self.alpha

@@ -96,6 +96,9 @@ class XGBLoRA(Method):
         if self.norm_penalty < 0:
             raise ValueError(f"norm_penalty must be 0 or more, got {self.norm_penalty}.")
 
+    def rank_bound(self, modules: int) -> int | None:
+        return self.rank
+
     def scale_of(self, rank: int) -> float:
         """The scale of a booster of this rank."""
         return 1.0 if self.alpha is None else self.alpha / rank

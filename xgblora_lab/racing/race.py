@@ -42,7 +42,7 @@ FIELD = ("xgblora", "lora:r=1", "lora:r=8", "full")
 class Race:
     """What a race found.
 
-    histories: of every run, the sweep's too; `history.settings["chosen"]` marks those at the chosen learning
+    histories: of every run, the sweep's too; `history.settings.chosen` marks those at the chosen learning
     rate, which are the ones the table counts.
     """
 
@@ -59,17 +59,17 @@ class Race:
     @property
     def labels(self) -> list[str]:
         """The methods in the order they were given."""
-        return list(dict.fromkeys(h.settings["label"] for h in self.histories))
+        return list(dict.fromkeys(h.label for h in self.histories))
 
     def chosen(self, label: str) -> list[History]:
         """A method's runs at its chosen learning rate, one per seed."""
-        return [h for h in self.histories if h.settings["label"] == label and h.settings["chosen"]]
+        return [h for h in self.histories if h.label == label and h.settings.chosen]
 
     @property
     def reference(self) -> str | None:
         """The label that the others are compared with: the race's LoRA of the highest rank."""
         loras = [label for label in self.labels if self.chosen(label)[0].method == "lora"]
-        ranks = {label: self.chosen(label)[0].settings["options"]["rank"] for label in loras}
+        ranks = {label: self.chosen(label)[0].settings.options["rank"] for label in loras}
         return max(loras, key=lambda label: ranks[label], default=None)
 
     @property
@@ -83,8 +83,8 @@ class Race:
         """Test score (dev's, without a test split) minus the reference's of the same seed, for every seed."""
         if self.reference is None:
             return []
-        theirs = {h.settings["seed"]: _score(h) for h in self.chosen(self.reference)}
-        return [_score(h) - theirs[h.settings["seed"]] for h in self.chosen(label)]
+        theirs = {h.settings.seed: _score(h) for h in self.chosen(self.reference)}
+        return [_score(h) - theirs[h.settings.seed] for h in self.chosen(label)]
 
     def steps_to_target(self, label: str) -> list[float]:
         """Steps until the probe loss first was at or below `target`, by seed; inf where it never was."""
@@ -95,11 +95,11 @@ class Race:
 
     def _row(self, label: str) -> dict[str, Any]:
         runs = self.chosen(label)
-        tried = sorted({h.settings["lr"] for h in self.histories if h.settings["label"] == label})
-        lr, last = runs[0].settings["lr"], runs[0][-1]
+        tried = sorted({h.settings.lr for h in self.histories if h.label == label})
+        lr, last = runs[0].settings.lr, runs[0][-1]
         edge = len(tried) > 1 and lr in (tried[0], tried[-1])
         row: dict[str, Any] = {"method": label, "lr": f"{lr:g}{' (edge of the grid)' if edge else ''}"}
-        metric = runs[0].settings["metric"]
+        metric = runs[0].settings.metric
         for split in ("dev", "test"):
             values = [h.scores[split] for h in runs if split in h.scores]
             if values:
@@ -219,7 +219,7 @@ def race(
     with _bar(sum(len(tried) + seeds - 1 for _, tried in entries), progress) as bar:
         sweep = runs.finish([cell(m, lr, 0) for m, tried in entries for lr in tried], bar)
         best = {
-            label: max((h for h in sweep if h.settings["label"] == label), key=_merit).settings["lr"]
+            label: max((h for h in sweep if h.label == label), key=_merit).settings.lr
             for label in labels
         }
         chosen = [(method, best[label]) for (method, _), label in zip(entries, labels, strict=True)]
@@ -227,9 +227,10 @@ def race(
         further = runs.finish([cell(m, lr, seed) for seed in range(1, seeds) for m, lr in chosen], bar)
     found = Race(settings={**settings, "methods": labels})
     for label in labels:
-        found.histories += [h for h in [*sweep, *further] if h.settings["label"] == label]
+        found.histories += [h for h in [*sweep, *further] if h.label == label]
     for history in found.histories:
-        history.settings["chosen"] = history.settings["lr"] == best[history.settings["label"]]
+        marked = history.settings.lr == best[history.label]
+        history.settings = dataclasses.replace(history.settings, chosen=marked)
     if out is not None:
         found.save(out)
     return found
@@ -279,7 +280,7 @@ def _score(history: History) -> float:
 def _merit(history: History) -> float:
     """What tuning maximises: the dev score (the probe loss where the task has no dev split)."""
     score = history.scores.get("dev", math.nan)
-    sign = 1 if history.settings["greater_is_better"] else -1
+    sign = 1 if history.settings.greater_is_better else -1
     if "dev" not in history.scores:
         score, sign = history[-1].probe_after, -1
     return sign * score if math.isfinite(score) else -math.inf
@@ -354,7 +355,7 @@ def _train(cell: _Cell, own_copy: bool = False) -> History:
                 scores = bench.evaluate(split, s["limit"])
                 bench.history.scores |= {f"{split}_{k}": v for k, v in scores.items()}
                 bench.history.scores[split] = scores[task.metric]
-        bench.history.settings["label"] = cell.label
+        bench.history.label = cell.label
         return bench.history
 
 

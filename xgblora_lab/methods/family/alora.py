@@ -63,6 +63,15 @@ class ALoRA(LoRA):
         if not 0 < self.moved < 1:
             raise ValueError(f"moved is a part of all ranks, above 0 and below 1; got {self.moved}.")
 
+    def rank_bound(self, modules: int) -> int | None:
+        # One module may get every rank that moves; the ranks of all modules together never grow.
+        total = self.rank * modules
+        return min(total, self.rank + self.reallocations * self.moving(total))
+
+    def moving(self, total: int) -> int:
+        """How many of `total` ranks a reallocation moves."""
+        return max(1, round(self.moved * total))
+
     def scale_of(self, rank: int) -> float:
         return super().scale_of(self.rank)
 
@@ -86,8 +95,7 @@ class ALoRA(LoRA):
     def reallocate(self, bench: Bench, index: int) -> None:
         """Score, prune and grow, deterministically in (state, seed, index)."""
         scores = self.scores(bench)
-        count = max(1, round(self.moved * self.rank * len(scores)))
-        kept, added = plan(scores, count)
+        kept, added = plan(scores, self.moving(self.rank * len(scores)))
         generator = torch.Generator().manual_seed(bench.seed * 1_000_003 + index)
         rows = {
             name: init_A(self.init, n, weight_shape(bench.modules[name])[1], generator)

@@ -65,6 +65,9 @@ class GoRA(LoRAPlus):
         low = max(1, self.rank // 2) if self.r_min is None else self.r_min
         return low, 4 * self.rank if self.r_max is None else self.r_max
 
+    def rank_bound(self, modules: int) -> int | None:
+        return self.bounds()[1]
+
     def start(self, bench: Bench) -> None:
         packed = [name for name, module in bench.modules.items() if not can_merge(module)]
         if packed:

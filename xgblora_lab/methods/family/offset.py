@@ -30,6 +30,9 @@ class OffsetLoRA(LoRA):
     copy, to which the offset is added before it is rounded once: there the model moves by that rounding.
     """
 
+    def rank_bound(self, modules: int) -> int | None:
+        return 2 * self.rank  # what was learned, and the start that was taken out
+
     def start(self, bench: Bench) -> None:
         self.check_shapes(bench)
         super().start(bench)
