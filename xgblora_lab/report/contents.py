@@ -11,6 +11,7 @@ from typing import Any
 from xgblora_lab import figures
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures._read import chosen, label, measured, plural, setting, subject
+from xgblora_lab.racing.result import Race
 
 Source = Any  # a History, a Race, a run's or a race's folder, a JSON file, or a list of these
 
@@ -59,8 +60,7 @@ def _read(path: Path) -> list[History]:
 def _parse(path: Path) -> list[History]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        parts = values.get("histories", [values])
-        return [History.from_dict(part) for part in parts]
+        return Race.from_dict(values).histories if "histories" in values else [History.from_dict(values)]
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not the history of a run or a race: {error}.") from error
 
