@@ -219,8 +219,7 @@ def race(
     with _bar(sum(len(tried) + seeds - 1 for _, tried in entries), progress) as bar:
         sweep = runs.finish([cell(m, lr, 0) for m, tried in entries for lr in tried], bar)
         best = {
-            label: max((h for h in sweep if h.label == label), key=_merit).settings.lr
-            for label in labels
+            label: max((h for h in sweep if h.label == label), key=_merit).settings.lr for label in labels
         }
         chosen = [(method, best[label]) for (method, _), label in zip(entries, labels, strict=True)]
         # Seed by seed, because a model that is given by name is loaded once for each.
