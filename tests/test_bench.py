@@ -572,14 +572,14 @@ def test_mixed_precision_trains_factors_in_float32():
     assert losses == pytest.approx(exact, rel=1e-2)
     assert losses != exact
     assert {p.dtype for pair in mixed.ensemble[1].values() for p in pair} == {torch.float32}
-    assert mixed.history.settings["precision"] == "bf16"
+    assert mixed.history.settings.precision == "bf16"
 
 
 def test_the_cost_of_a_token_is_counted_from_the_weights():
     model = tiny.tiny_llama()
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    assert bench_of(LoRA(), model).history.settings["flops_per_token"] == 4 * linear
-    assert bench_of(Full(), model).history.settings["flops_per_token"] == 6 * linear
+    assert bench_of(LoRA(), model).history.settings.flops_per_token == 4 * linear
+    assert bench_of(Full(), model).history.settings.flops_per_token == 6 * linear
 
 
 def test_large_states_lie_on_disk_and_are_the_same(monkeypatch):

@@ -46,12 +46,12 @@ def test_a_race_gives_one_row_per_method_and_leaves_the_model_as_it_was(tmp_path
     assert boosted["total parameters"] > boosted["peak parameters"]
     assert len(result.histories) == 3 * 3 + 2  # full's learning rate was given
     for label in result.labels:
-        sweep = [h for h in result.histories if h.settings["label"] == label and h.settings["seed"] == 0]
+        sweep = [h for h in result.histories if h.label == label and h.settings.seed == 0]
         best = min(sweep, key=lambda h: h.scores["dev"])
-        assert {h.settings["lr"] for h in result.chosen(label)} == {best.settings["lr"]}
+        assert {h.settings.lr for h in result.chosen(label)} == {best.settings.lr}
     orders = {label: [h[0].losses[0] for h in result.chosen(label)] for label in result.labels}
     assert len({tuple(v) for v in orders.values()}) == 1  # the same first batches for every method
-    assert len({h.settings["seed"] for h in result.chosen("full")}) == 2
+    assert len({h.settings.seed for h in result.chosen("full")}) == 2
     loaded = Race.load(tmp_path / "race")
     assert str(loaded) == str(result)
     assert (tmp_path / "race" / "table.md").read_text().count("\n") == 6
@@ -86,7 +86,7 @@ def test_an_interrupted_race_goes_on(tmp_path, monkeypatch):
 def test_each_method_has_the_same_number_of_rates_in_its_own_unit():
     result = run(lrs=None, methods=["xgblora", "lora:r=1", "full"], seeds=1)
     tried = {
-        label: sorted({h.settings["lr"] for h in result.histories if h.settings["label"] == label})
+        label: sorted({h.settings.lr for h in result.histories if h.label == label})
         for label in result.labels
     }
     for label, kind in zip(result.labels, (XGBLoRA, LoRA, Full), strict=True):
@@ -96,8 +96,8 @@ def test_each_method_has_the_same_number_of_rates_in_its_own_unit():
 def test_seeds_are_compared_in_pairs_and_the_steps_to_loras_loss_are_counted():
     result = run(methods=["lora:r=1", "lora:r=4", "full"], seeds=3)
     assert result.reference == "lora:rank=4"
-    theirs = {h.settings["seed"]: h.scores["dev"] for h in result.chosen("lora:rank=4")}
-    mine = {h.settings["seed"]: h.scores["dev"] for h in result.chosen("full")}
+    theirs = {h.settings.seed: h.scores["dev"] for h in result.chosen("lora:rank=4")}
+    mine = {h.settings.seed: h.scores["dev"] for h in result.chosen("full")}
     pairs = [mine[seed] - theirs[seed] for seed in sorted(mine)]
     assert result.differences("full") == pytest.approx(pairs)
     found = stats.ttest_rel([mine[s] for s in sorted(mine)], [theirs[s] for s in sorted(mine)])
@@ -151,7 +151,7 @@ def test_a_failed_run_in_an_executor_is_the_races_failure_and_what_is_done_is_ke
 
 def test_a_diverged_run_is_never_chosen():
     result = run(lrs=(1e-3, 1e30), methods=["lora:r=1"], seeds=1)
-    assert result.chosen("lora:rank=1")[0].settings["lr"] == 1e-3
+    assert result.chosen("lora:rank=1")[0].settings.lr == 1e-3
     assert "edge" in result.table["lr"].iloc[0]
 
 

@@ -149,8 +149,8 @@ class Race:
     def save(self, folder: str | Path) -> None:
         """Write `race.json`, and the table as `table.csv` and `table.md`.
 
-        `race.json` is small. Numbers have 6 significant digits. Of the three per-step series a round keeps the
-        mean. What hooks measured beyond plain numbers is kept for the first chosen run of each method.
+        `race.json` is small. Numbers have 6 significant digits. Of the three per-step series a round keeps
+        the mean. What hooks measured beyond plain numbers is kept for the first chosen run of each method.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
