@@ -6,11 +6,10 @@ code 2.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -366,32 +365,6 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
-class _Processes(Executor):
-    """Processes to run in, each with its share of the cores; new ones take the place of a pool that died."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.pool = self._new()
-
-    def _new(self) -> ProcessPoolExecutor:
-        import torch
-
-        threads = max(1, (os.cpu_count() or 1) // self.count)
-        context = multiprocessing.get_context("spawn")  # a forked torch may hang
-        return ProcessPoolExecutor(self.count, context, torch.set_num_threads, (threads,))
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        try:
-            return self.pool.submit(fn, *args, **kwargs)
-        except BrokenExecutor:
-            self.pool.shutdown()
-            self.pool = self._new()
-            return self.pool.submit(fn, *args, **kwargs)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self.pool.shutdown(wait, cancel_futures=cancel_futures)
-
-
 @contextmanager
 def _workers(count: int | None) -> Iterator[Executor | None]:
     """Processes to run in; none where one is enough."""
@@ -402,7 +375,9 @@ def _workers(count: int | None) -> Iterator[Executor | None]:
     if count == 1:
         yield None
         return
-    executor = _Processes(count)
+    from xgblora_lab.racing.processes import Processes
+
+    executor = Processes(count)
     try:
         yield executor
     finally:

@@ -114,8 +114,9 @@ def plan(label: str, method: Method, knobs: Sequence[Mapping[str, Any]], trials:
     tried = rates(method.lr, trials if len(knobs) == 1 else math.ceil(trials / 2))
     found = []
     for i in range(trials):
-        options = knobs[(i + i // len(tried)) % len(knobs)]
-        made = dataclasses.replace(method, **{**options, "lr": tried[i % len(tried)]})
+        again, at = divmod(i, len(tried))
+        options = knobs[(at + again * max(1, len(knobs) // 2)) % len(knobs)]
+        made = dataclasses.replace(method, **{**options, "lr": tried[at]})
         found.append(Trial(label, made, options))
     return found
 
