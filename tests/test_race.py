@@ -14,12 +14,14 @@ import torch
 from scipy import stats
 from toy import ToyTask, equal, snapshot
 
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Spectrum
 from xgblora_lab.methods import LoRA
 from xgblora_lab.racing import cells
 from xgblora_lab.racing.processes import Processes
 from xgblora_lab.racing.race import Race, race
 from xgblora_lab.racing.summary import paired
+from xgblora_lab.racing.tuning import Trial
 from xgblora_lab.tasks.text import load_task
 
 METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
@@ -207,6 +209,18 @@ def test_pruning_is_the_same_with_any_number_of_workers(tmp_path):
         there = run(executor=executor, **options)
     assert here.trials == there.trials
     assert same(here, there)
+
+
+def test_a_rung_ends_inside_a_round_with_the_schedule_of_the_whole_plan():
+    trial = Trial("lora", LoRA(steps_per_round=6, lr=1e-2))
+    settings = {"steps": 6, "batch_size": 4, "targets": "all-linear", "limit": None, "precision": None}
+    model, task = tiny.tiny_llama(), ToyTask()
+    base = snapshot(model)
+    part = cells.train(cells.Cell(model, task, {}, settings, tuple, trial, 0, share=1 / 3))
+    assert equal(snapshot(model), base)
+    with Bench(model, task, LoRA(steps_per_round=2, lr=1e-2), steps=6, batch_size=4) as bench:
+        bench.step()
+        assert part.scores == {"early_loss": bench.evaluate("dev")["loss"]}
 
 
 def test_a_cut_file_is_run_again_and_a_refused_race_leaves_nothing(tmp_path, monkeypatch):

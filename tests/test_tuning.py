@@ -27,7 +27,7 @@ class Recorder:
         for trial in trials:
             run = history([self.loss(math.log10(trial.lr))])
             run.settings = dataclasses.replace(run.settings, lr=trial.lr)
-            run.scores = {"dev": run[-1].probe_after, "dev_loss": run[-1].probe_after}
+            run.scores = {"dev": run[-1].probe_after, "early_loss": run[-1].probe_after}
             found.append(run)
         return found
 

@@ -178,26 +178,26 @@ def race(
             help="Trials of every method over learning rates a quarter decade apart and its own knobs; "
             "the worse two thirds end after a third of the steps."
         ),
-    ] = 8,
+    ] = 6,
     lrs: Annotated[
         str | None,
         typer.Option(help="Try exactly these learning rates, for every method alike, and nothing else."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds that the chosen knobs run with.")] = 3,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 200,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 40,
     steps_per_round: Annotated[
         int,
         typer.Option(
             help="Steps of a round of methods that do not merge; the others tune it (fix it: k=25)."
         ),
-    ] = 20,
+    ] = 10,
     schedule: Annotated[str, typer.Option(help="Learning rate over the run, for example linear.")] = "linear",
     warmup: Annotated[int, typer.Option(help="Steps of warm-up at the start of a run.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 8,
     targets: Annotated[
         str, typer.Option(help="`all-linear`, `attention`, or comma-separated names and patterns of modules.")
     ] = "all-linear",
-    limit: Annotated[int | None, typer.Option(help="Score at most so many rows of dev and of test.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score at most so many rows of dev and of test.")] = 200,
     precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
     kind: Annotated[
         str | None,
@@ -227,7 +227,8 @@ def race(
 
     Every method has the same number of trials over its own knobs, chosen by the score on dev; then it runs
     with several seeds. The table says who is ahead of LoRA, who is behind, and what cannot be told, and shows
-    peak and total trainable parameters, time and optimizer memory beside the scores.
+    peak and total trainable parameters, time and optimizer memory beside the scores. The defaults are a first
+    look in minutes; a race that decides takes more steps and seeds.
 
     Example: xgblora-lab race --methods xgblora,lora:r=8,full --steps 200 --out runs/first-race
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Hook, Stop
-from xgblora_lab.bench.records import History, Round
+from xgblora_lab.bench.records import History
 from xgblora_lab.files import plain, write_json
 from xgblora_lab.racing.tuning import Trial
 
@@ -64,7 +65,7 @@ class Cell:
 
     @property
     def stop(self) -> int:
-        """Steps after which the run may end, at the end of a round."""
+        """Steps after which the run ends."""
         return math.ceil(self.settings["steps"] * self.share)
 
     def __str__(self) -> str:
@@ -72,14 +73,22 @@ class Cell:
         return f"{self.trial.label}, {self.trial}, seed {self.seed}{part}"
 
 
+class _Reached(Exception):
+    """A run of a part of the plan is at its end."""
+
+
 class _Until(Hook):
-    """End the run at the first round's end at or after a step."""
+    """Score the model on dev after so many steps, be it inside a round, and end the run there."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, limit: int | None) -> None:
+        self.step, self.limit = step, limit
 
-    def on_round_end(self, bench: Bench, record: Round) -> bool:
-        return record.step >= self.step
+    def on_step(self, bench: Bench, step: int, loss: Tensor) -> None:
+        if bench.trained_steps >= self.step:
+            bench.history.scores["early_loss"] = (
+                bench.evaluate("dev", self.limit)["loss"] if bench.task.size("dev") else bench.probe_loss()
+            )
+            raise _Reached
 
 
 _made = threading.local()  # the model and task last loaded by name, in this thread
@@ -115,7 +124,7 @@ def train(cell: Cell, own_copy: bool = False) -> History:
         model = copy.deepcopy(model)
     s = cell.settings
     # Only a run of the whole plan is measured further: a rung asks for a loss and nothing else.
-    hooks = cell.hooks() if cell.share == 1 else [_Until(cell.stop)]
+    hooks = cell.hooks() if cell.share == 1 else [_Until(cell.stop, s["limit"])]
     with Bench(
         model,
         task,
@@ -128,9 +137,10 @@ def train(cell: Cell, own_copy: bool = False) -> History:
         hooks=[Stop(patience=math.inf), *hooks],
         accelerator=Accelerator(mixed_precision=s["precision"]) if s["precision"] else None,
     ) as bench:
-        bench.run(progress=False)
-        for split in ("dev", "test") if cell.share == 1 else ("dev",):
-            if task.size(split):
+        with contextlib.suppress(_Reached):
+            bench.run(progress=False)
+        for split in ("dev", "test"):
+            if cell.share == 1 and task.size(split):
                 scores = bench.evaluate(split, s["limit"])
                 bench.history.scores |= {f"{split}_{k}": v for k, v in scores.items()}
                 bench.history.scores[split] = scores[task.metric]
@@ -259,8 +269,8 @@ def _attempt(work: Callable[..., History], *arguments: Any) -> History | Excepti
 
 
 def _line(cell: Cell, history: History) -> str:
-    score = history.scores.get("dev")
-    told = f"dev {history.settings.metric} {score:.4g}" if score is not None else ""
     if cell.share < 1:
-        told = f"dev loss {history.scores.get('dev_loss', math.nan):.4g}"
-    return f"{cell}: {told} ({sum(r.seconds for r in history):.0f} s)"
+        return f"{cell}: loss {history.scores.get('early_loss', math.nan):.4g}"
+    score = history.scores.get("dev")
+    told = f"dev {history.settings.metric} {score:.4g} " if score is not None else ""
+    return f"{cell}: {told}({sum(r.seconds for r in history):.0f} s)"

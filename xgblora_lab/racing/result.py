@@ -149,8 +149,9 @@ class Race:
     def save(self, folder: str | Path) -> None:
         """Write `race.json`, and the table as `table.csv` and `table.md`.
 
-        `race.json` is small. Numbers have 6 significant digits. Of the three per-step series a round keeps
-        the mean. What hooks measured beyond plain numbers is kept for the first chosen run of each method.
+        `race.json` is small. All numbers but the scores have 6 significant digits. Of the three per-step
+        series a round keeps the mean. What hooks measured beyond plain numbers is kept for the first chosen
+        run of each method.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,6 +228,9 @@ def _compact(history: History, whole: bool, sets: dict[tuple[str, ...], int]) ->
     sets: module names by round → their number in the file; new ones are added.
     """
     made = history.to_dict()
+    made["scores"] = {
+        name: repr(value) for name, value in history.scores.items()
+    }  # differences need all digits
     if not whole:
         made["settings"]["truth_spectrum"] = {}
     for r, record in zip(made["rounds"], history, strict=True):

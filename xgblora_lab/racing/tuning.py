@@ -173,9 +173,7 @@ def merit(history: History) -> float:
 
 def _early(history: History | None) -> float:
     """What a rung judges by: minus the dev loss, which early tells more than a count of right answers."""
-    if history is None or not len(history):
-        return -math.inf
-    value = -history.scores.get("dev_loss", history[-1].probe_after)
+    value = -history.scores.get("early_loss", math.nan) if history is not None else math.nan
     return value if math.isfinite(value) else -math.inf
 
 
