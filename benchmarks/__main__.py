@@ -15,7 +15,7 @@ import torch
 from benchmarks import rows
 from benchmarks.measure import DEVICE, Row
 from xgblora_lab.files import write_json, write_text
-from xgblora_lab.racing.race import markdown
+from xgblora_lab.racing.result import markdown
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from xgblora_lab.bench.records import History, Round
+from xgblora_lab.bench.records import History, Round, RunSettings
 
 MODULES = tuple(
     f"model.layers.{layer}.{part}" for layer in range(3) for part in ("self_attn.q_proj", "mlp.up_proj")
@@ -72,22 +73,19 @@ def history(
             )
         )
         loss = after
-    base = {
-        "label": method,
-        "lr": 1e-2,
-        "seed": seed,
-        "rank": rank,
-        "steps_per_round": steps,
-        "data": "planted",
-    }
-    base |= {
-        "floor": 0.5,
-        "truth_spectrum": TRUTH,
-        "kind": "causal-lm",
-        "metric": "loss",
-        "greater_is_better": False,
-    }
-    return History(method, base | settings, found, {"dev_accuracy": 0.8})
+    made = RunSettings(
+        label=method,
+        options={"rank": rank, "steps_per_round": steps},
+        lr=1e-2,
+        data="planted",
+        kind="causal-lm",
+        metric="loss",
+        seed=seed,
+        truth_spectrum=TRUTH,
+        merges=boosting,
+        rank_bound=None if method == "full" else rank,
+    )
+    return History(method, replace(made, **settings), found, {"dev_accuracy": 0.8})
 
 
 def _spectrum(count: int, close: float) -> list[float]:

@@ -6,16 +6,22 @@ import math
 import os
 import pickle
 import statistics
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
+import torch
 from scipy import stats
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.methods import Full, LoRA, XGBLoRA
-from xgblora_lab.racing.race import GRID, Race, interval, race, spread
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Spectrum
+from xgblora_lab.methods import LoRA
+from xgblora_lab.racing import cells
+from xgblora_lab.racing.processes import Processes
+from xgblora_lab.racing.race import Race, race
+from xgblora_lab.racing.summary import paired
+from xgblora_lab.racing.tuning import Trial
 from xgblora_lab.tasks.text import load_task
 
 METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
@@ -46,34 +52,34 @@ def test_a_race_gives_one_row_per_method_and_leaves_the_model_as_it_was(tmp_path
     assert boosted["total parameters"] > boosted["peak parameters"]
     assert len(result.histories) == 3 * 3 + 2  # full's learning rate was given
     for label in result.labels:
-        sweep = [h for h in result.histories if h.settings["label"] == label and h.settings["seed"] == 0]
+        sweep = [h for h in result.histories if h.label == label and h.settings.seed == 0]
         best = min(sweep, key=lambda h: h.scores["dev"])
-        assert {h.settings["lr"] for h in result.chosen(label)} == {best.settings["lr"]}
+        assert {h.settings.lr for h in result.chosen(label)} == {best.settings.lr}
     orders = {label: [h[0].losses[0] for h in result.chosen(label)] for label in result.labels}
     assert len({tuple(v) for v in orders.values()}) == 1  # the same first batches for every method
-    assert len({h.settings["seed"] for h in result.chosen("full")}) == 2
+    assert len({h.settings.seed for h in result.chosen("full")}) == 2
     loaded = Race.load(tmp_path / "race")
     assert str(loaded) == str(result)
-    assert (tmp_path / "race" / "table.md").read_text().count("\n") == 6
+    told = (tmp_path / "race" / "table.md").read_text().splitlines()
+    assert sum(line.startswith("|") for line in told) == 6
+    assert told[0] == result.note  # in six steps the reference does not leave its start
 
 
 def test_an_interrupted_race_goes_on(tmp_path, monkeypatch):
-    module = sys.modules["xgblora_lab.racing.race"]
-
     out = tmp_path / "race"
     trained = []
-    original = module._train
+    original = cells.train
 
     def train(cell):
         if len(trained) == 4:
             raise KeyboardInterrupt
-        trained.append(cell.label)
+        trained.append(cell.trial.label)
         return original(cell)
 
-    monkeypatch.setattr(module, "_train", train)
+    monkeypatch.setattr(cells, "train", train)
     with pytest.raises(KeyboardInterrupt):
         run(out)
-    monkeypatch.setattr(module, "_train", lambda cell: (trained.append("more"), original(cell))[1])
+    monkeypatch.setattr(cells, "train", lambda cell: (trained.append("more"), original(cell))[1])
     resumed = run(out)
     assert len(trained) == 11
     fresh = run()
@@ -83,28 +89,43 @@ def test_an_interrupted_race_goes_on(tmp_path, monkeypatch):
         run(out, steps=7)
 
 
-def test_each_method_has_the_same_number_of_rates_in_its_own_unit():
-    result = run(lrs=None, methods=["xgblora", "lora:r=1", "full"], seeds=1)
-    tried = {
-        label: sorted({h.settings["lr"] for h in result.histories if h.settings["label"] == label})
-        for label in result.labels
-    }
-    for label, kind in zip(result.labels, (XGBLoRA, LoRA, Full), strict=True):
-        assert tried[label] == pytest.approx([factor * kind().lr for factor in GRID])
+def test_each_method_has_the_same_number_of_trials_and_the_chosen_knobs_run_with_all_seeds(tmp_path):
+    result = run(tmp_path, lrs=None, trials=6, steps=12, methods=["xgblora", "lora:r=1", "full"])
+    for label in result.labels:
+        mine = [t for t in result.trials if t["label"] == label]
+        assert 6 <= len(mine) <= 10
+        assert len(mine) == 6 or result.table.loc[label, "chosen"]
+        (best,) = [t for t in mine if t["chosen"]]
+        runs = result.chosen(label)
+        assert [h.settings.seed for h in runs] == [0, 1]
+        for h in runs:
+            assert h.settings.lr == best["lr"]
+            assert all(h.settings.options[name] == value for name, value in best["knobs"].items())
+        assert f"lr {best['lr']:.4g}" in result.table.loc[label, "chosen"]
+    assert "steps_per_round" in result.table.loc["xgblora", "chosen"]
+    assert "steps_per_round" not in result.table.loc["lora:rank=1", "chosen"]
+    assert len(list((tmp_path / "runs").glob("*_first=4.json"))) == 3 * 6
+    assert str(Race.load(tmp_path)) == str(result)
+    fixed = run(lrs=None, trials=6, steps=12, methods=["xgblora:k=3"], seeds=1)
+    assert not any(t["knobs"] for t in fixed.trials)  # what the text says is not tuned
 
 
 def test_seeds_are_compared_in_pairs_and_the_steps_to_loras_loss_are_counted():
     result = run(methods=["lora:r=1", "lora:r=4", "full"], seeds=3)
     assert result.reference == "lora:rank=4"
-    theirs = {h.settings["seed"]: h.scores["dev"] for h in result.chosen("lora:rank=4")}
-    mine = {h.settings["seed"]: h.scores["dev"] for h in result.chosen("full")}
+    theirs = {h.settings.seed: h.scores["dev"] for h in result.chosen("lora:rank=4")}
+    mine = {h.settings.seed: h.scores["dev"] for h in result.chosen("full")}
     pairs = [mine[seed] - theirs[seed] for seed in sorted(mine)]
     assert result.differences("full") == pytest.approx(pairs)
     found = stats.ttest_rel([mine[s] for s in sorted(mine)], [theirs[s] for s in sorted(mine)])
     low, high = found.confidence_interval(0.95)
-    assert interval(pairs) == f"{statistics.fmean(pairs):+.3g} ({low:+.3g} to {high:+.3g})"
-    assert result.table.loc["full", "minus lora:rank=4"] == interval(pairs)
+    assert str(paired(pairs)) == f"{statistics.fmean(pairs):+.3g} ({low:+.3g} to {high:+.3g})"
+    assert result.table.loc["full", "minus lora:rank=4"] == str(paired(pairs))
     assert result.table.loc["lora:rank=4", "minus lora:rank=4"] == ""
+    assert result.table.loc["lora:rank=4", "verdict (Holm)"] == "reference"
+    compared = result.differences_by_label()
+    assert [d.corrected >= d.p for d in compared.values()] == [True, True]
+    assert result.table.loc["full", "verdict (Holm)"] == compared["full"].verdict(greater_is_better=False)
     for label in result.labels:
         for history, steps in zip(result.chosen(label), result.steps_to_target(label), strict=True):
             reached = [r.step for r in history if r.probe_after <= result.target]
@@ -139,20 +160,107 @@ def test_a_dask_cluster_takes_over(tmp_path):
     assert len(list((tmp_path / "race" / "runs").glob("*.json"))) == 4
 
 
-def test_a_failed_run_in_an_executor_is_the_races_failure_and_what_is_done_is_kept(tmp_path):
-    class Broken(LoRA):
-        def start(self, bench):
-            raise RuntimeError("no start")
+class Broken(LoRA):
+    def start(self, bench):
+        if self.lr > 5e-3:
+            raise torch.linalg.LinAlgError("no convergence")
+        super().start(bench)
 
-    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="no start"):
-        run(tmp_path / "race", executor=executor, methods=["lora:r=1", Broken(rank=2)], seeds=1)
-    assert len(list((tmp_path / "race" / "runs").glob("*.json"))) == 2
+
+class Deadly(LoRA):
+    def start(self, bench):
+        os._exit(1)
+
+
+@pytest.mark.parametrize("executor", [None, 1])
+def test_a_run_that_fails_is_named_and_the_race_goes_on(tmp_path, executor):
+    methods = ["lora:r=1", Broken(rank=2)]
+    pool = ThreadPoolExecutor(executor) if executor else None
+    result = run(tmp_path / "race", executor=pool, methods=methods)
+    assert list(result.labels) == ["lora:rank=1", "lora:rank=2"]
+    assert {h.settings.lr for h in result.chosen("lora:rank=2")} == {1e-3}
+    (failed,) = result.failures.items()
+    assert "lora:rank=2, lr 0.01, seed 0" in failed[0]
+    assert "no convergence" in failed[1]
+    assert "Failed: lora:rank=2, lr 0.01, seed 0" in result.note
+    assert str(result).startswith(result.note)
+    assert Race.load(tmp_path / "race").failures == result.failures
+    assert "no convergence" in (tmp_path / "race" / "table.md").read_text()
+    assert not run(methods=methods, lrs=[1e-3]).failures
+    with pytest.raises(RuntimeError, match=r"Every run of the race failed.*no convergence"):
+        run(tmp_path / "none", methods=[Broken(rank=2)], lrs=[1e-2])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("default")  # of the resource tracker, about the processes that died
+def test_a_dead_worker_costs_its_own_run_alone():
+    with Processes(2) as executor:
+        methods = ["lora:r=1", Deadly(rank=2)]
+        result = run(executor=executor, methods=methods, lrs=[1e-3], seeds=1, steps=2)
+    assert result.labels == ["lora:rank=1"]
+    assert len(result.failures) == 1
+    assert "lora:rank=2" in next(iter(result.failures))
+
+
+def test_pruning_is_the_same_with_any_number_of_workers(tmp_path):
+    options = {"lrs": None, "trials": 6, "steps": 12, "methods": ["xgblora", "lora:r=1"], "seeds": 1}
+    here = run(**options)
+    with Processes(2) as executor:
+        there = run(executor=executor, **options)
+    assert here.trials == there.trials
+    assert same(here, there)
+
+
+def test_a_rung_ends_inside_a_round_with_the_schedule_of_the_whole_plan():
+    trial = Trial("lora", LoRA(steps_per_round=6, lr=1e-2))
+    settings = {"steps": 6, "batch_size": 4, "targets": "all-linear", "limit": None, "precision": None}
+    model, task = tiny.tiny_llama(), ToyTask()
+    base = snapshot(model)
+    part = cells.train(cells.Cell(model, task, {}, settings, tuple, trial, 0, share=1 / 3))
+    assert equal(snapshot(model), base)
+    with Bench(model, task, LoRA(steps_per_round=2, lr=1e-2), steps=6, batch_size=4) as bench:
+        bench.step()
+        assert part.scores == {"early_loss": bench.evaluate("dev")["loss"]}
+
+
+def test_a_cut_file_is_run_again_and_a_refused_race_leaves_nothing(tmp_path, monkeypatch):
+    options = {"methods": ["lora:r=1"], "seeds": 1}
+    whole = run(tmp_path / "race", **options)
+    cut = sorted((tmp_path / "race" / "runs").glob("*.json"))[0]
+    cut.write_text(cut.read_text()[:100])
+    trained = []
+    original = cells.train
+    monkeypatch.setattr(cells, "train", lambda cell: (trained.append(cell.name), original(cell))[1])
+    assert same(run(tmp_path / "race", **options), whole)
+    assert [f"{name}.json" for name in trained] == [cut.name]
+    with pytest.raises(ValueError, match="nowhere"):
+        run(tmp_path / "refused", targets="nowhere", **options)
+    assert not (tmp_path / "refused").exists()
+    run(tmp_path / "refused", **options)  # the folder is free for a race that can be run
+
+
+def test_the_result_is_one_small_file(tmp_path):
+    result = run(tmp_path, hooks=lambda: [Spectrum()], steps=12)
+    text = (tmp_path / "race.json").read_text()
+    assert len(text.splitlines()) < len(result.histories) + 20
+    assert len(text) < sum(p.stat().st_size for p in (tmp_path / "runs").glob("*.json")) / 2
+    loaded = Race.load(tmp_path)
+    for label in result.labels:
+        with_spectrum = ["spectrum" in h[0].measurements for h in loaded.chosen(label)]
+        assert with_spectrum == [True, False]
+        for kept, made in zip(loaded.chosen(label), result.chosen(label), strict=True):
+            assert kept[-1].modules == made[-1].modules
+            assert kept[-1].probe_after == pytest.approx(made[-1].probe_after, rel=1e-5)
+            assert len(kept[-1].losses) == len(made[-1].losses)
+            assert statistics.fmean(kept[-1].losses) == pytest.approx(statistics.fmean(made[-1].losses), 1e-5)
+    with pytest.raises(ValueError, match="older version"):
+        Race.from_dict({"settings": {}, "histories": []})
 
 
 def test_a_diverged_run_is_never_chosen():
     result = run(lrs=(1e-3, 1e30), methods=["lora:r=1"], seeds=1)
-    assert result.chosen("lora:rank=1")[0].settings["lr"] == 1e-3
-    assert "edge" in result.table["lr"].iloc[0]
+    assert result.chosen("lora:rank=1")[0].settings.lr == 1e-3
+    assert "edge: the lowest tried" in result.table["chosen"].iloc[0]
 
 
 def test_bad_races_are_refused():
@@ -166,14 +274,26 @@ def test_bad_races_are_refused():
         run(methods=["lora", "gradient descent"])
 
 
-def test_spreads_in_words():
-    assert spread([0.5]) == "0.5"
-    assert spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
-
-
 def test_histories_travel_between_processes():
     history = run(methods=["lora:r=1"], seeds=1, lrs=[1e-2]).histories[0]
     assert pickle.loads(pickle.dumps(history)).to_dict() == history.to_dict()
+
+
+def test_a_race_in_which_all_answer_with_the_majority_class_says_so_first(tmp_path):
+    rows = {"text": ["the same"] * 12, "label": [0] * 3 + [1] * 9}
+    task = load_task({"train": rows, "dev": rows}, tiny.tiny_tokenizer(), kind="classification", max_length=8)
+    options = {"task": task, "methods": ["lora:r=1", "full"], "lrs": [1e-4], "seeds": 1}
+    stuck = run(tmp_path, model=tiny.tiny_llama(num_labels=2), steps=40, **options)
+    assert stuck.settings["majority"] == {"dev": 0.75}
+    first = (tmp_path / "table.md").read_text().splitlines()[0]
+    assert first == str(stuck).splitlines()[0]
+    assert "majority class (0.75)" in first
+    rows["text"] = ["no no no no"] * 3 + ["yes it is a yes"] * 9
+    options["task"] = load_task(
+        {"train": rows, "dev": rows}, tiny.tiny_tokenizer(), kind="classification", max_length=8
+    )
+    told = run(model=tiny.tiny_llama(num_labels=2), **{**options, "lrs": [1e-2]}, steps=60)
+    assert "majority" not in told.note
 
 
 def test_a_task_without_a_test_split_is_scored_on_dev_alone():

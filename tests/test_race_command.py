@@ -11,7 +11,20 @@ import pytest
 from xgblora_lab.methods import METHODS
 from xgblora_lab.racing.race import Race
 
-SHORT = ["--factors", "1", "--seeds", "1", "--steps", "3", "--steps-per-round", "2", "--batch-size", "2"]
+SHORT = [
+    "--trials",
+    "1",
+    "--workers",
+    "1",
+    "--seeds",
+    "1",
+    "--steps",
+    "3",
+    "--steps-per-round",
+    "2",
+    "--batch-size",
+    "2",
+]
 
 
 def race(folder: Path, *arguments: str) -> str:

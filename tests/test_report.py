@@ -54,7 +54,7 @@ def contents(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_becomes_one_file_that_loads_nothing(tmp_path: Path) -> None:
-    run = history(rounds=6, left_out={0: 2.9, 1: 2.8}, versions={"torch": "2.13.0"})
+    run = history(rounds=6, versions={"torch": "2.13.0"})
     path = report(run, tmp_path / "page.html")
     page = outline(path)
     text = path.read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def test_a_race_has_its_axes_and_a_table_row_per_method(tmp_path: Path) -> None:
         history(rounds=1),
         history(hooks=False),
         history(diverged_at=0),
-        History("xgblora", {}, history().rounds[:2]),
+        History("xgblora", rounds=history().rounds[:2]),
     ],
     ids=["one round", "no hook", "nan", "bare"],
 )

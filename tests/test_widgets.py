@@ -391,13 +391,13 @@ def test_the_race_view_switches_methods_budgets_and_learning_rates(tmp_path: Pat
     assert "learning rate 0.1 for all" in view.text
     rings = [t.x[0] for t in view.canvas.figure.plot.data if t.name == "chosen"]
     assert rings == [1e-1, 1e-1]
-    assert {h.settings["lr"] for h in runs if h.settings["chosen"]} == {1e-2}  # the race itself is unmoved
+    assert {h.settings.lr for h in runs if h.settings.chosen} == {1e-2}  # the race itself is unmoved
     for box in view.methods.values():
         box.value = False
     assert "No method is switched on." in view.text
     assert view.error == ""
     with pytest.raises(ValueError, match="No history in this race has a round yet"):
-        RaceView([History("xgblora", {})])
+        RaceView([History("xgblora")])
 
 
 def test_a_learning_rate_that_a_method_was_not_run_at_is_said() -> None:

@@ -6,11 +6,10 @@ code 2.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -173,26 +172,32 @@ def race(
             "`all`: every method."
         ),
     ] = "xgblora,lora:r=1,lora:r=8,full",
+    trials: Annotated[
+        int,
+        typer.Option(
+            help="Trials of every method over learning rates a quarter decade apart and its own knobs; "
+            "the worse two thirds end after a third of the steps."
+        ),
+    ] = 6,
     lrs: Annotated[
         str | None,
-        typer.Option(
-            help="Learning rates that each method without one of its own is tuned over. "
-            "Default: --factors times the method's own."
-        ),
+        typer.Option(help="Try exactly these learning rates, for every method alike, and nothing else."),
     ] = None,
-    factors: Annotated[
-        str, typer.Option(help="What a method's own learning rate is multiplied with to tune it.")
-    ] = "0.3,1,3,10,30",
-    seeds: Annotated[int, typer.Option(help="Seeds that the chosen learning rate runs with.")] = 3,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 200,
-    steps_per_round: Annotated[int, typer.Option(help="Optimizer steps of a round.")] = 20,
+    seeds: Annotated[int, typer.Option(help="Seeds that the chosen knobs run with.")] = 3,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 40,
+    steps_per_round: Annotated[
+        int,
+        typer.Option(
+            help="Steps of a round of methods that do not merge; the others tune it (fix it: k=25)."
+        ),
+    ] = 10,
     schedule: Annotated[str, typer.Option(help="Learning rate over the run, for example linear.")] = "linear",
     warmup: Annotated[int, typer.Option(help="Steps of warm-up at the start of a run.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 8,
     targets: Annotated[
         str, typer.Option(help="`all-linear`, `attention`, or comma-separated names and patterns of modules.")
     ] = "all-linear",
-    limit: Annotated[int | None, typer.Option(help="Score at most so many rows of dev and of test.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score at most so many rows of dev and of test.")] = 200,
     precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
     kind: Annotated[
         str | None,
@@ -210,15 +215,20 @@ def race(
     spectrum: Annotated[
         str | None, typer.Option(help="Of the planted update: 1/i, exponential or flat (`--data planted`).")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that share the runs among them.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the runs.  [default: as many as cores, up to 4]"),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the table and the histories; an interrupted race goes on there.")
     ] = Path("runs/race"),
 ) -> None:
     """Race several methods over the same data, order and number of steps; print one row per method.
 
-    Every method's learning rate is tuned over the same number of rates by the score on dev; then it runs with
-    several seeds. Peak and total trainable parameters, time and optimizer memory stand beside the scores.
+    Every method has the same number of trials over its own knobs, chosen by the score on dev; then it runs
+    with several seeds. The table says who is ahead of LoRA, who is behind, and what cannot be told, and shows
+    peak and total trainable parameters, time and optimizer memory beside the scores. The defaults are a first
+    look in minutes; a race that decides takes more steps and seeds.
 
     Example: xgblora-lab race --methods xgblora,lora:r=8,full --steps 200 --out runs/first-race
     """
@@ -240,7 +250,7 @@ def race(
             data,
             methods if methods == "all" else [method.strip() for method in methods.split(",")],
             lrs=grid,
-            factors=[_positive(factor) for factor in factors.split(",")],
+            trials=trials,
             seeds=seeds,
             steps=steps,
             steps_per_round=steps_per_round,
@@ -249,6 +259,7 @@ def race(
             batch_size=batch_size,
             targets=[target.strip() for target in targets.split(",")] if "," in targets else targets,
             limit=limit,
+            hooks=_spectra,
             precision=precision.value,
             out=out,
             executor=executor,
@@ -356,22 +367,29 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[Executor | None]:
-    """Processes to run in, each with its share of the cores; none where one is enough."""
+def _workers(count: int | None) -> Iterator[Executor | None]:
+    """Processes to run in; none where one is enough."""
+    if count is None:
+        count = min(4, os.cpu_count() or 1)
     if count < 1:
         raise ValueError(f"--workers is a number of processes, at least 1; got {count}.")
     if count == 1:
         yield None
         return
-    import torch
+    from xgblora_lab.racing.processes import Processes
 
-    threads = max(1, (os.cpu_count() or 1) // count)
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    executor = ProcessPoolExecutor(count, context, torch.set_num_threads, (threads,))
+    executor = Processes(count)
     try:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _spectra() -> list[Any]:
+    """The hooks of a race's runs: a report needs the spectrum's head to be scrubbed."""
+    from xgblora_lab.bench.hooks import Spectrum
+
+    return [Spectrum(limit=16)]
 
 
 def _positive(text: str) -> float:

@@ -143,7 +143,12 @@ class Bench:
         self._interrupted = False  # inside a round that cannot be taken back
         self._open = True
         self.model.__dict__["_bench_owner"] = _Owner(self)
-        self.method.start(self)
+        try:
+            self.method.start(self)
+        except BaseException:  # nothing was begun, so there is nothing of the method's to close later
+            self.weights.restore()
+            self.model.__dict__.pop("_bench_owner", None)
+            raise
         self._past = Past(self, self.method, self._head, self.history)
 
     # What a method and a hook may ask

@@ -12,15 +12,16 @@
 All are pure functions: they read records, train nothing and change nothing.
 """
 
-from xgblora_lab.figures._entries import AXES
 from xgblora_lab.figures._figure import Figure
+from xgblora_lab.figures._lanes import AXES
 from xgblora_lab.figures._style import METHODS, Style, style
+from xgblora_lab.figures.alignment import alignment
 from xgblora_lab.figures.boosting_map import boosting_map
 from xgblora_lab.figures.costs import costs
 from xgblora_lab.figures.gains import gains
 from xgblora_lab.figures.loss import loss
 from xgblora_lab.figures.race import race
-from xgblora_lab.figures.ranks import alignment, ranks
+from xgblora_lab.figures.ranks import ranks
 from xgblora_lab.figures.spectrum import spectrum
 
 __all__ = [

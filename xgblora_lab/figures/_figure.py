@@ -17,21 +17,49 @@ class Figure:
 
     In a notebook it shows itself: the plot, and below it the text. `print(figure)` gives the text and the
     table, for a log or a screen reader.
+
+    Parameters
+    ----------
+    plot : plotly.graph_objects.Figure
+        The picture.
+    text : str
+        What the plot shows, in words, with its numbers.
+    table : pandas.DataFrame
+        The numbers.
+    frame_texts : tuple of str
+        One sentence per frame of a figure that scrubs.
     """
 
     plot: go.Figure
-    text: str  # what the plot shows, in words, with its numbers
-    table: pd.DataFrame  # the numbers
-    frame_texts: tuple[str, ...] = ()  # one sentence per frame of a figure that scrubs
+    text: str
+    table: pd.DataFrame
+    frame_texts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text if self.table.empty else f"{self.text}\n{self.table.to_string(index=False)}"
 
     def scrub(self, frame: int, target: go.Figure | None = None) -> str:
-        """Put one frame on the plot, in place, and return its sentence.
+        """Put one frame on the plot, in place.
 
-        Only the traces that change are touched, and nothing is computed, so a slider may call it at every
-        move. `target`: a figure (or `FigureWidget`) made from `plot`, where it is not `plot` itself.
+        Only the traces that change are touched, and nothing is computed, so that a slider may call it at
+        every move.
+
+        Parameters
+        ----------
+        frame : int
+            Position of the frame in `frame_texts`.
+        target : plotly.graph_objects.Figure, optional
+            A figure (or `FigureWidget`) made from `plot` to change in its place.
+
+        Returns
+        -------
+        str
+            The frame's sentence.
+
+        Raises
+        ------
+        IndexError
+            Where there is no such frame.
         """
         chosen = self.plot.frames[frame]
         drawn = self.plot if target is None else target
@@ -41,6 +69,7 @@ class Figure:
         return self.frame_texts[frame]
 
     def show(self, *args: Any, **kwargs: Any) -> None:
+        """Show the plot, as plotly's `Figure.show` does."""
         self.plot.show(*args, **kwargs)
 
     def _ipython_display_(self) -> None:

@@ -1,4 +1,4 @@
-"""What the figures read off a history: labels, series by round, spectra, and numbers in words."""
+"""What the figures read off a history: units, series by round, spectra, and numbers in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ SQUARES = {"matrix": "½‖W − W*‖²", "regression": "mean squared error"}
 
 
 def listed(histories: History | Iterable[History]) -> list[History]:
-    """A list of histories from one or several. ValueError where there is none."""
+    """A list of histories from one or several.
+
+    Raises
+    ------
+    ValueError
+        Where there is none, or where something is no history.
+    """
     found = [histories] if isinstance(histories, History) else list(histories)
     for history in found:
         if not isinstance(history, History):
@@ -30,41 +36,35 @@ def listed(histories: History | Iterable[History]) -> list[History]:
 
 
 def single(history: History | Iterable[History]) -> History:
-    """The one history of a figure that shows one run."""
+    """The one history of a figure that shows one run.
+
+    Raises
+    ------
+    ValueError
+        Where there are several, or none.
+    """
     found = listed(history)
     if len(found) > 1:
         raise ValueError(f"This figure shows one run and got {len(found)} histories: pass one of them.")
     return found[0]
 
 
-def setting(history: History, key: str, default: Any = None) -> Any:
-    """A setting of the run, looked up among the method's own options too."""
-    options = history.settings.get("options")
-    nested = options.get(key) if isinstance(options, Mapping) else None
-    value = history.settings.get(key, nested)
-    return default if value is None else value
-
-
-def label(history: History) -> str:
-    return str(setting(history, "label") or history.method or "run")
-
-
 def subject(history: History) -> str:
     """Who ran on what, for a title."""
-    data = setting(history, "data") or setting(history, "task")
-    return f"{label(history)} on {data}" if isinstance(data, str) else label(history)
+    data = history.settings.data
+    return f"{history.label} on {data}" if data else history.label
 
 
 def unit(history: History) -> str:
     """The unit of the losses, for an axis title."""
-    kind = str(setting(history, "kind", setting(history, "data", "")))
+    kind = history.settings.kind or history.settings.data
     if kind in SQUARES:
         return SQUARES[kind]
-    return "nats" if kind in NATS or setting(history, "metric") in NAT_METRICS else "task's unit"
+    return "nats" if kind in NATS or history.settings.metric in NAT_METRICS else "task's unit"
 
 
 def number(value: Any) -> float:
-    """A float from a record or from its JSON, where nan and inf are words; nan where there is none."""
+    """A float from a record or from its JSON, in which nan and inf are words; nan where there is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -72,6 +72,7 @@ def number(value: Any) -> float:
 
 
 def array(values: Iterable[Any]) -> Array:
+    """`number` of every value."""
     return np.array([number(v) for v in values], dtype=float)
 
 
@@ -94,32 +95,19 @@ def starting_loss(history: History) -> float:
     return first.probe_before if residual(history)[1] == "probe batch" else first.loss_before
 
 
-def floor_by_step(history: History, floor: Any = None) -> tuple[list[int], list[float]] | None:
-    """Steps and the least loss there: one number for the run, or one for the base and each round."""
-    known = setting(history, "floor") if floor is None else floor
-    if known is None or not len(history):
-        return None
-    steps = [0, *(r.step for r in history)]
-    if isinstance(known, Mapping | str) or not isinstance(known, Iterable):
-        value = number(known)
-        return ([0, steps[-1]], [value, value]) if math.isfinite(value) else None
-    values = [number(v) for v in known][: len(steps)]
-    return steps[: len(values)], values
-
-
 def chosen(histories: Sequence[History]) -> list[History]:
     """The runs that count: of every label with a marked learning rate, only those at it."""
-    marked = {label(h) for h in histories if h.settings.get("chosen")}
-    return [h for h in histories if h.settings.get("chosen") or label(h) not in marked]
+    marked = {h.label for h in histories if h.settings.chosen}
+    return [h for h in histories if h.settings.chosen or h.label not in marked]
 
 
 def variants(histories: Sequence[History]) -> dict[str, tuple[str, int]]:
     """Label → (method, variant): labels of one method share its colour and differ in dash and marker."""
     seen: dict[str, tuple[str, int]] = {}
     for history in histories:
-        if label(history) not in seen:
+        if history.label not in seen:
             before = sum(1 for method, _ in seen.values() if method == history.method)
-            seen[label(history)] = (history.method, before)
+            seen[history.label] = (history.method, before)
     return seen
 
 
@@ -140,14 +128,35 @@ def spectra(history: History) -> tuple[list[int], dict[str, list[Array]]]:
 
 
 def target_spectrum(history: History, target: Any = None) -> tuple[dict[str, Array], str]:
-    """Module → the spectrum to reach, and its name: the planted one, a reference run's last, or a dict."""
+    """The spectrum to reach.
+
+    Parameters
+    ----------
+    history : History
+        The run that is drawn.
+    target : History, mapping of str to sequence of float, or None
+        A reference run, whose last spectrum counts; or module to singular values. Default: the planted
+        truth's, which is empty where the task does not know it.
+
+    Returns
+    -------
+    tuple of dict and str
+        Module to singular values, descending; and their name.
+
+    Raises
+    ------
+    ValueError
+        Where the target is something else.
+    """
     if isinstance(target, History):
         _, found = spectra(target)
-        return {name: rows[-1] for name, rows in found.items() if rows}, f"{label(target)}, last round"
-    known = target if target is not None else setting(history, "truth_spectrum", {})
+        return {name: rows[-1] for name, rows in found.items() if rows}, f"{target.label}, last round"
+    known = history.settings.truth_spectrum if target is None else target
     if not isinstance(known, Mapping):
+        kind = type(target).__name__
         raise ValueError(
-            "target is a History (full fine-tuning, say) or a dict of module to singular values."
+            f"A target is a History (full fine-tuning's, say) or a dict of module to singular values, "
+            f"not {kind}."
         )
     return {str(k): np.sort(array(v))[::-1] for k, v in known.items()}, "target"
 
@@ -188,6 +197,7 @@ def brief(value: float) -> str:
 
 
 def in_bytes(value: float) -> str:
+    """A number of bytes with its unit, e.g. "1.5 MB"."""
     if not math.isfinite(value):
         return "unknown"
     for name in ("B", "kB", "MB", "GB"):
@@ -198,4 +208,5 @@ def in_bytes(value: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """The count and the noun in its number, e.g. "3 rounds"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

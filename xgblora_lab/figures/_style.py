@@ -35,31 +35,43 @@ HEIGHT = 560  # pixels; the width follows the page
 
 @dataclass(frozen=True)
 class Style:
-    """How one method is drawn."""
+    """How one method is drawn.
+
+    Parameters
+    ----------
+    colour : str
+        As "#D55E00".
+    dash, marker : str
+        plotly's names.
+    """
 
     colour: str
     dash: str
     marker: str
 
     def line(self, width: float = 3) -> dict[str, Any]:
+        """Plotly's settings of a line, `width` pixels wide."""
         return {"color": self.colour, "dash": self.dash, "width": width}
 
     def points(self, size: float = 10, shown: int = 12) -> dict[str, Any]:
         """At most `shown` markers on a line, so that 200 rounds stay a line."""
-        edge = {"width": 1, "color": "white"}
-        return {
-            "color": self.colour,
-            "symbol": self.marker,
-            "size": size,
-            "maxdisplayed": shown,
-            "line": edge,
-        }
+        return points(self.colour, self.marker, size, shown) | {"line": {"width": 1, "color": "white"}}
 
 
 def style(method: str, variant: int = 0) -> Style:
-    """The style of a method by its name; `variant` tells apart e.g. LoRA of rank 1 and of rank 8.
+    """The style of a method.
 
-    A method the list does not know yet gets a style from its name, the same in every figure and session.
+    Parameters
+    ----------
+    method : str
+        Its name. One that is not in `METHODS` gets a style from its name, the same in every figure.
+    variant : int, default 0
+        Tells runs of one method apart, e.g. LoRA of rank 1 and of rank 8, by dash and marker.
+
+    Returns
+    -------
+    Style
+        Colour, dash and marker.
     """
     name = "-".join(method.lower().replace("_", "-").split())
     free = len(COLOURS) * len(DASHES) - len(METHODS)
@@ -69,12 +81,15 @@ def style(method: str, variant: int = 0) -> Style:
     return Style(COLOURS[column], DASHES[(column + row + variant) % len(DASHES)], marker)
 
 
+def points(colour: str, marker: str, size: float = 10, shown: int = 12) -> dict[str, Any]:
+    """Plotly's settings of a line's markers, at most `shown` of them."""
+    return {"color": colour, "symbol": marker, "size": size, "maxdisplayed": shown}
+
+
 def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) -> go.Figure:
     """The common look: large type, a title on the left, thin grid, the legend below the axes."""
-    heading: dict[str, Any] = {
-        "text": title, "x": 0, "xref": "paper", "xanchor": "left",
-        "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}, "font": {"size": 22, "color": INK},
-    }  # fmt: skip
+    heading: dict[str, Any] = {"text": title, "pad": {"t": 14}, "font": {"size": 22, "color": INK}}
+    heading |= {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"}
     if note:
         heading["subtitle"] = {"text": note, "font": {"size": 16, "color": GREY}}
     figure.update_layout(
@@ -85,21 +100,12 @@ def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) 
         plot_bgcolor="white",
         height=height,
         margin={"l": 90, "r": 30, "t": 104 if note else 84, "b": 70},
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": -0.2,
-            "yanchor": "top",
-            "font": {"size": 16},
-        },
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top", "font_size": 16},
         hoverlabel={"font": {"size": 15}},
         hovermode="closest",
     )
-    axis = {
-        "showline": True, "linecolor": INK, "ticks": "outside", "tickcolor": INK, "gridcolor": PALE,
-        "zeroline": False, "automargin": True, "title": {"standoff": 12}, "exponentformat": "power",
-    }  # fmt: skip
+    axis = {"showline": True, "linecolor": INK, "ticks": "outside", "tickcolor": INK, "gridcolor": PALE}
+    axis |= {"zeroline": False, "automargin": True, "title": {"standoff": 12}, "exponentformat": "power"}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_annotations(font={"size": 17})  # the subplots' titles
@@ -109,15 +115,14 @@ def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) 
 def say(figure: go.Figure, message: str, **place: Any) -> go.Figure:
     """Write a sentence into the figure where something is missing; `place` as for `add_annotation`."""
     spot: dict[str, Any] = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"} | place
-    figure.add_annotation(
-        text=wrapped(message), showarrow=False, font={"size": 17, "color": INK}, align="left",
-        bgcolor="rgba(255,255,255,0.9)", bordercolor=GREY, borderwidth=1, borderpad=10, **spot,
-    )  # fmt: skip
+    frame = {"bgcolor": "rgba(255,255,255,0.9)", "bordercolor": GREY, "borderwidth": 1, "borderpad": 10}
+    font = {"size": 17, "color": INK}
+    figure.add_annotation(text=wrapped(message), showarrow=False, font=font, align="left", **frame, **spot)
     return figure
 
 
 def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
-    """Axis settings with whole numbers as ticks (1, 2, 5, 10 …): plotly's own are bare digits between."""
+    """Settings of a logarithmic axis with whole numbers as ticks; plotly's own are bare digits between."""
     import numpy as np
 
     found = np.ravel(np.asarray(values, dtype=float))

@@ -1,4 +1,4 @@
-"""Figure 7: when boosting wins, over the steepness of the planted spectrum and the budget of steps."""
+"""When boosting wins, over the steepness of the planted spectrum and the budget of steps."""
 
 from __future__ import annotations
 
@@ -24,9 +24,27 @@ def boosting_map(
 ) -> Figure:
     """XGBLoRA's loss divided by that of LoRA of rank r, for every steepness × step budget.
 
-    `cells`: a table with columns steepness, budget and ratio (rows of a race, or a frame), or a dict
-    {(steepness, budget): ratio}; several rows of one cell (seeds) give their median. Below 1 boosting wins.
-    Raises ValueError where a column is missing or a ratio is negative.
+    Below 1 boosting wins.
+
+    Parameters
+    ----------
+    cells : DataFrame, iterable of mapping, or mapping of (steepness, budget) to ratio
+        A table has the columns steepness, budget and ratio. Several rows of one cell (seeds) give their
+        median.
+    steepness, budget : str
+        Titles of the axes.
+    reference : str
+        What XGBLoRA is compared with, in words.
+
+    Returns
+    -------
+    Figure
+        With one row per cell in its table.
+
+    Raises
+    ------
+    ValueError
+        Where a column is missing or a ratio is negative.
     """
     frame = _frame(cells)
     title = f"When boosting wins: XGBLoRA's loss divided by {reference}'s"
@@ -34,32 +52,36 @@ def boosting_map(
         return blank(title, "The map has no finite ratio yet: race XGBLoRA and LoRA at a few budgets first.")
     table = frame.groupby(["steepness", "budget"], as_index=False)["ratio"].median()
     grid = table.pivot(index="steepness", columns="budget", values="ratio").sort_index().sort_index(axis=1)
+    plot = go.Figure(_heat(grid))
+    note = "below 1× (blue) boosting wins, above 1× (orange) it loses"
+    layout(plot, title, note, max(480, 60 * len(grid) + 220))
+    plot.update_xaxes(title_text=budget, type="category", showgrid=False)
+    plot.update_yaxes(title_text=steepness, type="category", showgrid=False)
+    return Figure(plot, _words(table, reference), table)
+
+
+def _heat(grid: pd.DataFrame) -> go.Heatmap:
+    """The cells by the logarithm of their ratio, so that a draw is the middle of the colours."""
     ratios = grid.to_numpy(dtype=float)
     logs = np.log2(ratios, where=ratios > 0, out=np.full_like(ratios, np.nan))
     limit = max(1.0, float(np.nanmax(np.abs(logs)))) if np.isfinite(logs).any() else 1.0
     ticks = sorted({-limit, -limit / 2, 0.0, limit / 2, limit})
-    plot = go.Figure(
-        go.Heatmap(
-            x=[brief(float(b)) for b in grid.columns], y=[brief(float(s)) for s in grid.index], z=logs,
-            zmin=-limit, zmax=limit, colorscale=[list(c) for c in DIVERGING], xgap=3, ygap=3,
-            text=[[f"{brief(v)}×" if math.isfinite(v) else "" for v in row] for row in ratios],
-            texttemplate="%{text}", textfont={"size": 18},
-            hovertemplate="steepness %{y}, budget %{x}: %{text}<extra></extra>",
-            colorbar={
-                "title": {"text": "ratio of losses", "side": "right"}, "tickvals": ticks, "thickness": 18,
-                "ticktext": [f"{2**t:.2g}×" for t in ticks],
-            },
-        )
-    )  # fmt: skip
-    layout(
-        plot,
-        title,
-        "below 1× (blue) boosting wins, above 1× (orange) it loses",
-        max(480, 60 * len(grid) + 220),
+    bar = {"title": {"text": "ratio of losses", "side": "right"}, "thickness": 18}
+    return go.Heatmap(
+        x=[brief(float(b)) for b in grid.columns],
+        y=[brief(float(s)) for s in grid.index],
+        z=logs,
+        zmin=-limit,
+        zmax=limit,
+        colorscale=[list(c) for c in DIVERGING],
+        xgap=3,
+        ygap=3,
+        text=[[f"{brief(v)}×" if math.isfinite(v) else "" for v in row] for row in ratios],
+        texttemplate="%{text}",
+        textfont={"size": 18},
+        hovertemplate="steepness %{y}, budget %{x}: %{text}<extra></extra>",
+        colorbar=bar | {"tickvals": ticks, "ticktext": [f"{2**t:.2g}×" for t in ticks]},
     )
-    plot.update_xaxes(title_text=budget, type="category", showgrid=False)
-    plot.update_yaxes(title_text=steepness, type="category", showgrid=False)
-    return Figure(plot, _words(table, reference), table)
 
 
 def _frame(cells: Any) -> pd.DataFrame:

@@ -1,12 +1,13 @@
-"""Figure 8: what a method costs, in bytes at the peak and in seconds per step."""
+"""What a method costs, in bytes at the peak and in seconds per step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xgblora_lab.bench.records import History
@@ -15,84 +16,127 @@ from xgblora_lab.figures._read import (
     brief,
     chosen,
     in_bytes,
-    label,
     listed,
-    number,
     plural,
-    setting,
     variants,
 )
 from xgblora_lab.figures._style import BLUE, GREEN, ORANGE, layout, log_ticks, ratio_axis, style
 
 PARTS = {"trainable": (BLUE, ""), "gradients": (ORANGE, "/"), "optimizer": (GREEN, "x")}  # colour, pattern
+BESIDE = {"textposition": "outside", "cliponaxis": False, "textfont": {"size": 14}}  # a bar's number
 
 
 def costs(histories: History | Iterable[History]) -> Figure:
     """Peak bytes of what is trained (parameters, gradients, optimizer) and seconds per step, by method.
 
-    Medians over the seeds of the chosen learning rate. Trainable bytes are `peak_parameters` × 4, or
-    × `settings["parameter_bytes"]`. The base model and activations, which every method holds, are not
-    counted.
+    The base model and activations, which every method holds, are not counted.
+
+    Parameters
+    ----------
+    histories : History or iterable of History
+        Of a race, the runs at the chosen options count, as their median over seeds.
+
+    Returns
+    -------
+    Figure
+        With one row per method in its table.
+
+    Raises
+    ------
+    ValueError
+        Where there is no history.
     """
     runs = [h for h in chosen(listed(histories)) if len(h)]
     if not runs:
         return blank("Memory and time", "No history here has a round yet: run the bench or the race first.")
     table = _table(runs)
-    names = list(table["method"])
+    count = len(table)
     plot = make_subplots(
-        rows=1, cols=2, column_widths=[0.6, 0.4], horizontal_spacing=0.06, shared_yaxes=True,
+        rows=1,
+        cols=2,
+        column_widths=[0.6, 0.4],
+        horizontal_spacing=0.06,
+        shared_yaxes=True,
         subplot_titles=("peak memory of what is trained", "time"),
-    )  # fmt: skip
-    for part, (colour, pattern) in PARTS.items():
+    )
+    _draw_bytes(plot, table)
+    _draw_seconds(plot, table, variants(runs))
+    layout(plot, f"Memory and time: {plural(count, 'method')}", height=max(440, 90 * count + 200))
+    plot.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal"})
+    _axes(plot, table)
+    return Figure(plot, _words(table), table)
+
+
+def _draw_bytes(plot: go.Figure, table: pd.DataFrame) -> None:
+    for part, (colour, shape) in PARTS.items():
         values = table[f"{part} bytes"]
+        pattern = {"shape": shape, "bgcolor": colour, "fgcolor": "white", "size": 8}
         plot.add_bar(
-            x=values, y=names, orientation="h", name=part, row=1, col=1, text=[in_bytes(v) for v in values],
-            textposition="outside", cliponaxis=False, textfont={"size": 14}, constraintext="none",
-            marker={"color": colour,
-            "pattern": {"shape": pattern, "bgcolor": colour, "fgcolor": "white", "size": 8}},
+            x=values,
+            y=table["method"],
+            orientation="h",
+            name=part,
+            text=[in_bytes(v) for v in values],
+            constraintext="none",
+            marker={"color": colour, "pattern": pattern},
             hovertemplate="%{y}: %{text}<extra>" + part + "</extra>",
-        )  # fmt: skip
+            **BESIDE,
+            row=1,
+            col=1,
+        )
+
+
+def _draw_seconds(plot: go.Figure, table: pd.DataFrame, looks: Mapping[str, tuple[str, int]]) -> None:
     seconds = table["seconds per step"]
-    looks = variants(runs)
     plot.add_bar(
-        x=seconds, y=names, orientation="h", name="seconds per step", showlegend=False, row=1, col=2,
-        text=[f"{brief(v)} s" for v in seconds], textposition="outside", cliponaxis=False,
-        textfont={"size": 14},
-        marker={"color": [style(*looks[n]).colour for n in names]}, width=0.5,
+        x=seconds,
+        y=table["method"],
+        orientation="h",
+        name="seconds per step",
+        showlegend=False,
+        text=[f"{brief(v)} s" for v in seconds],
+        marker={"color": [style(*looks[name]).colour for name in table["method"]]},
+        width=0.5,
         hovertemplate="%{y}: %{x:.3g} s per step<extra></extra>",
-    )  # fmt: skip
+        **BESIDE,
+        row=1,
+        col=2,
+    )
+
+
+def _axes(plot: go.Figure, table: pd.DataFrame) -> None:
     every = table[[f"{part} bytes" for part in PARTS]].to_numpy().ravel()
     positive = every[np.isfinite(every) & (every > 0)]
-    kind = ratio_axis(positive, 20)
-    layout(plot, f"Memory and time: {plural(len(names), 'method')}", height=max(440, 90 * len(names) + 200))
-    plot.update_layout(barmode="group", bargap=0.25, legend={"traceorder": "normal"})
-    span = [math.log10(positive.min()) - 0.4, math.log10(positive.max()) + 0.7] if kind == "log" else None
-    room = [0, 1.25 * positive.max()] if positive.size else None
-    ticks = (
-        log_ticks(positive, "B")
-        if kind == "log"
-        else {"nticks": 5, "exponentformat": "SI", "minexponent": 0, "ticksuffix": "B"}
-    )
-    title = "bytes, logarithmic axis" if kind == "log" else "bytes"
-    plot.update_xaxes(title_text=title, range=span or room, row=1, col=1, **ticks)
+    if ratio_axis(positive, 20) == "log":
+        span = [math.log10(positive.min()) - 0.4, math.log10(positive.max()) + 0.7]
+        plot.update_xaxes(
+            title_text="bytes, logarithmic axis", range=span, row=1, col=1, **log_ticks(positive, "B")
+        )
+    else:
+        room = [0, 1.25 * positive.max()] if positive.size else None
+        ticks = {"nticks": 5, "exponentformat": "SI", "minexponent": 0, "ticksuffix": "B"}
+        plot.update_xaxes(title_text="bytes", range=room, row=1, col=1, **ticks)
+    seconds = table["seconds per step"]
     slow = float(np.nanmax(seconds)) if np.isfinite(seconds).any() else 1.0
     plot.update_xaxes(title_text="seconds per optimizer step", range=[0, 1.35 * slow], nticks=5, row=1, col=2)
     plot.update_yaxes(autorange="reversed", ticks="", showgrid=False)
-    return Figure(plot, _words(table), table)
 
 
 def _table(runs: list[History]) -> pd.DataFrame:
     rows = []
     for h in runs:
         steps = sum(len(r.losses) for r in h)
-        rows.append({
-            "method": label(h),
-            "trainable bytes": max(r.peak_parameters for r in h) * number(setting(h, "parameter_bytes", 4)),
-            "gradients bytes": max(r.gradient_bytes for r in h),
-            "optimizer bytes": max(r.optimizer_bytes for r in h),
-            "seconds per step": sum(r.seconds for r in h) / steps if steps else math.nan,
-            "extra passes": sum(r.extra_passes for r in h),
-        })  # fmt: skip
+        gradients = max(r.gradient_bytes for r in h)
+        rows.append(
+            {
+                "method": h.label,
+                "trainable bytes": gradients,  # a gradient has its parameter's shape and type
+                "gradients bytes": gradients,
+                "optimizer bytes": max(r.optimizer_bytes for r in h),
+                "seconds per step": sum(r.seconds for r in h) / steps if steps else math.nan,
+                "extra passes": sum(r.extra_passes for r in h),
+            }
+        )
     return pd.DataFrame(rows).groupby("method", as_index=False, sort=False).median(numeric_only=True)
 
 

@@ -1,4 +1,4 @@
-"""Figure 6: where the gain comes from, as boosted trees show the importance of their features."""
+"""Where the gain comes from, as boosted trees show the importance of their features."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from xgblora_lab.figures._figure import Figure, blank
 from xgblora_lab.figures._read import brief, layer, natural, number, plural, residual, short, single, subject
 from xgblora_lab.figures._style import BLUE, GREY, HEAT, INK, VERMILLION, layout, say
 
+WIDTHS = [0.66, 0.34]  # of the map and the bars
+PANEL = 190  # height in pixels of the panel for the rounds left out
 LeftOut = Mapping[int, Any] | Iterable[tuple[int, Any]]
 
 
@@ -28,11 +30,30 @@ def gains(
 ) -> Figure:
     """Which modules were chosen when, and what each gained; below, the loss when a booster is left out.
 
-    The gain of a module is the measurement `"gain"` where a hook credited it, else the round's gain in equal
-    parts to its modules. `by`: `"module"` or `"layer"`. `left_out`: what `bench.left_out()` yields, or a dict
-    {round: loss without its boosters}; default `settings["left_out"]`. `whole`: the loss with all boosters on
-    the same split, `bench.evaluate("dev")["loss"]`; default the last residual loss.
-    Raises ValueError for another `by`.
+    The gain of a module is the measurement `"gain"` where the hook `Gain` credited it, else the round's gain
+    in equal parts to its modules.
+
+    Parameters
+    ----------
+    history : History
+        Of one run.
+    by : str, default "module"
+        Whose gain is shown: "module" or "layer".
+    left_out : mapping or iterable of pairs, optional
+        What `bench.left_out()` yields, or a dict of round to the loss without its boosters.
+    whole : float, optional
+        The loss with all boosters on the same split, `bench.evaluate("dev")["loss"]`. Default: the last
+        residual loss.
+
+    Returns
+    -------
+    Figure
+        With one row per module or layer in its table.
+
+    Raises
+    ------
+    ValueError
+        For another `by`, or several histories.
     """
     if by not in ("module", "layer"):
         raise ValueError(f"Gain is shown by 'module' or by 'layer', not by {by!r}.")
@@ -44,56 +65,93 @@ def gains(
     if credit.empty:
         return blank(title, "No round of this history trained a module, so there is no gain to share.")
     left = _left_out(history, left_out, whole)
-    names = list(credit.columns)
-    ticks = list(short(names).values()) if by == "module" else names
     total = credit.sum(min_count=1)
-    tall = min(1400, max(380, 24 * len(names) + 160))
-    heights = [tall / (tall + 190), 190 / (tall + 190)] if left else [1.0]
-    plot = make_subplots(
-        rows=2 if left else 1, cols=2, column_widths=[0.66, 0.34], row_heights=heights,
-        horizontal_spacing=0.05, vertical_spacing=120 / (tall + 20) if left else 0,
-        subplot_titles=("chosen when, and what the round gained", "gain in all rounds",
-        *(["left out"] if left else [])),
-        specs=[[{}, {}], [{}, None]] if left else None,
-    )  # fmt: skip
-    measured = bool(np.isfinite(credit.to_numpy()).any())
-    drawn = credit if measured else _chosen(history, by).reindex(columns=names)
-    plot.add_heatmap(
-        x=credit.index, y=ticks, z=drawn.to_numpy(dtype=float).T,
-        colorscale=HEAT, reversescale=True, xgap=1, ygap=1, showscale=measured,
-        colorbar={
-            "title": {"text": "gain", "side": "right"}, "thickness": 14, "nticks": 5,
-            "len": heights[0] * 0.85 if left else 1, "y": 1, "yanchor": "top",
-        },
-        hovertemplate="round %{x}, %{y}: gain %{z:.3g}<extra></extra>", row=1, col=1,
-    )  # fmt: skip
-    colours = [BLUE if v >= 0 else VERMILLION for v in total]
-    plot.add_bar(
-        x=total.to_numpy(), y=ticks, orientation="h", row=1, col=2, showlegend=False,
-        marker={"color": colours, "pattern": {"shape": ["" if v >= 0 else "/" for v in total]}},
-        hovertemplate="%{y}: %{x:.4g}<extra></extra>",
-    )  # fmt: skip
+    ticks = list(short(list(credit.columns)).values()) if by == "module" else list(credit.columns)
+    plot, height = _canvas(len(ticks), bool(left))
+    known = bool(np.isfinite(credit.to_numpy()).any())
+    drawn = credit if known else _chosen(history, by).reindex(columns=credit.columns)
+    _draw_heat(plot, drawn, ticks, known)
+    _draw_total(plot, total, ticks)
     if left:
         _draw_left_out(plot, left)
-    note = (
+    who = (
         "a round's gain split equally between its modules"
         if split
         else "gain credited to each module by a hook"
     )
-    layout(plot, f"{title}: {subject(history)}", note, tall + (190 if left else 0))
+    layout(plot, f"{title}: {subject(history)}", who, height)
+    _axes(plot, credit, len(ticks))
+    if not known:
+        message = (
+            "No gain in this history is a number: the run diverged. The map shows which modules were chosen."
+        )
+        say(plot, message)
+    return Figure(plot, _words(history, credit, total, split, left, by), _table(credit, total))
+
+
+def _canvas(names: int, below: bool) -> tuple[go.Figure, int]:
+    """An empty figure with a row per name, and its height; `below`: with a panel for the rounds left out."""
+    tall = min(1400, max(380, 24 * names + 160))
+    titles = ["chosen when, and what the round gained", "gain in all rounds"]
+    if not below:
+        return make_subplots(
+            rows=1, cols=2, column_widths=WIDTHS, horizontal_spacing=0.05, subplot_titles=titles
+        ), tall
+    height = tall + PANEL
+    plot = make_subplots(
+        rows=2,
+        cols=2,
+        column_widths=WIDTHS,
+        row_heights=[tall / height, PANEL / height],
+        horizontal_spacing=0.05,
+        vertical_spacing=120 / (tall + 20),
+        specs=[[{}, {}], [{}, None]],
+        subplot_titles=[*titles, "the loss changes by this when a round's boosters are left out"],
+    )
+    return plot, height
+
+
+def _draw_heat(plot: go.Figure, drawn: pd.DataFrame, ticks: list[str], known: bool) -> None:
+    share = plot.layout.yaxis.domain[1] - plot.layout.yaxis.domain[0]
+    bar = {"title": {"text": "gain", "side": "right"}, "thickness": 14, "nticks": 5}
+    plot.add_heatmap(
+        x=drawn.index,
+        y=ticks,
+        z=drawn.to_numpy(dtype=float).T,
+        colorscale=HEAT,
+        reversescale=True,
+        xgap=1,
+        ygap=1,
+        showscale=known,
+        colorbar=bar | {"len": share, "y": 1, "yanchor": "top"},
+        hovertemplate="round %{x}, %{y}: gain %{z:.3g}<extra></extra>",
+        row=1,
+        col=1,
+    )
+
+
+def _draw_total(plot: go.Figure, total: pd.Series, ticks: list[str]) -> None:
+    colours = [BLUE if v >= 0 else VERMILLION for v in total]
+    plot.add_bar(
+        x=total.to_numpy(),
+        y=ticks,
+        orientation="h",
+        showlegend=False,
+        marker={"color": colours, "pattern": {"shape": ["" if v >= 0 else "/" for v in total]}},
+        hovertemplate="%{y}: %{x:.4g}<extra></extra>",
+        row=1,
+        col=2,
+    )
+
+
+def _axes(plot: go.Figure, credit: pd.DataFrame, names: int) -> None:
     edges = [credit.index.min() - 0.5, credit.index.max() + 0.5]
     few = {"dtick": 1} if len(credit) <= 8 else {}
     plot.update_xaxes(title_text="round t", range=edges, **few, row=1, col=1)
     plot.update_xaxes(title_text="gain (decrease of the loss)", nticks=5, row=1, col=2)
-    every = {"dtick": 1} if len(names) <= 45 else {}
-    plot.update_yaxes(range=[len(names) - 0.5, -0.5], **every, row=1, col=1)
-    plot.update_yaxes(range=[len(names) - 0.5, -0.5], showticklabels=False, ticks="", row=1, col=2)
-    if not measured:
-        say(
-            plot,
-            "No gain in this history is a number: the run diverged. The map shows which modules were chosen.",
-        )
-    return Figure(plot, _words(history, credit, total, split, left, by), _table(history, credit, total))
+    every = {"dtick": 1} if names <= 45 else {}
+    plot.update_yaxes(range=[names - 0.5, -0.5], **every, row=1, col=1)
+    plot.update_yaxes(range=[names - 0.5, -0.5], showticklabels=False, ticks="", row=1, col=2)
 
 
 def _credit(history: History, by: str) -> tuple[pd.DataFrame, bool]:
@@ -114,31 +172,33 @@ def _credit(history: History, by: str) -> tuple[pd.DataFrame, bool]:
 
 
 def _chosen(history: History, by: str) -> pd.DataFrame:
+    """Rounds × modules (or layers): 1 where chosen, nan where not."""
     rows = {r.index: {(layer(m) if by == "layer" else m): 1.0 for m in r.modules} for r in history}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _left_out(history: History, given: LeftOut | None, whole: float | None) -> dict[int, float]:
     """Round → how the loss changes without its boosters, in the order of the rounds."""
-    found: Any = given if given is not None else history.settings.get("left_out")
-    found = found or history[-1].measurements.get("left_out") or {}
-    pairs = found.items() if isinstance(found, Mapping) else found
+    pairs = given.items() if isinstance(given, Mapping) else given or ()
     losses = {int(t): number(v["loss"] if isinstance(v, Mapping) else v) for t, v in pairs}
-    known = history.settings.get("whole") if whole is None else whole
-    base = number(residual(history)[0][-1] if known is None else known)
+    base = number(residual(history)[0][-1] if whole is None else whole)
     return {t: loss - base for t, loss in sorted(losses.items())}
 
 
 def _draw_left_out(plot: go.Figure, left: Mapping[int, float]) -> None:
+    hover = "without round %{x}: %{y:+.4g}<extra></extra>"
     plot.add_bar(
-        x=list(left), y=list(left.values()), showlegend=False, marker={"color": GREY}, row=2,
+        x=list(left),
+        y=list(left.values()),
+        showlegend=False,
+        marker={"color": GREY},
+        hovertemplate=hover,
+        row=2,
         col=1,
-        hovertemplate="without round %{x}: %{y:+.4g}<extra></extra>",
-    )  # fmt: skip
+    )
     plot.add_hline(y=0, line={"color": INK, "width": 1.5}, row=2, col=1)
     plot.update_xaxes(title_text="round left out", range=[min(left) - 0.5, max(left) + 0.5], row=2, col=1)
     plot.update_yaxes(title_text="loss change", nticks=4, row=2, col=1)
-    plot.layout.annotations[2].text = "the loss changes by this when a round's boosters are left out"
 
 
 def _words(
@@ -150,9 +210,8 @@ def _words(
     everything = float(total.sum())
     tops = total.sort_values(ascending=False).head(3)
     share = f" ({tops.sum() / everything:.0%} of {brief(everything)})" if everything > 0 else ""
-    text += (
-        "most was gained by " + ", ".join(f"{m} ({brief(float(v))})" for m, v in tops.items()) + share + "."
-    )
+    named = ", ".join(f"{m} ({brief(float(v))})" for m, v in tops.items())
+    text += f"most was gained by {named}{share}."
     per_layer = total.groupby(layer).sum() if by == "module" else total
     if by == "module" and 1 < len(per_layer) < len(total):
         text += f" By layer, {per_layer.idxmax()} leads with {brief(float(per_layer.max()))}."
@@ -165,7 +224,7 @@ def _words(
     return text
 
 
-def _table(history: History, credit: pd.DataFrame, total: pd.Series) -> pd.DataFrame:
+def _table(credit: pd.DataFrame, total: pd.Series) -> pd.DataFrame:
     times: Sequence[int] = [int(n) for n in credit.notna().sum()]
     everything = float(total.sum())
     table = pd.DataFrame({"name": credit.columns, "times chosen": times, "gain": total.to_numpy(dtype=float)})

@@ -1,7 +1,8 @@
-"""Figure 1: the residual loss, round by round, as a staircase."""
+"""The residual loss, round by round, as a staircase."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,12 +15,10 @@ from xgblora_lab.figures._read import (
     array,
     brief,
     chosen,
-    floor_by_step,
-    label,
     listed,
+    number,
     plural,
     residual,
-    setting,
     starting_loss,
     subject,
     unit,
@@ -27,69 +26,91 @@ from xgblora_lab.figures._read import (
 )
 from xgblora_lab.figures._style import GREY, INK, layout, log_ticks, ratio_axis, say, style
 
+Floor = float | Sequence[float] | None
 
-def loss(
-    histories: History | Iterable[History],
-    *,
-    floor: float | Sequence[float] | None = None,
-    log: bool | None = None,
-) -> Figure:
+
+def loss(histories: History | Iterable[History], *, floor: Floor = None, log: bool | None = None) -> Figure:
     """Residual loss against optimizer steps: a staircase with one step per round.
 
-    One history shows the loss inside every round, before and after it on its own batch, the probe batch, and
-    the floor where `settings["floor"]` knows one (Eckart–Young's tail, the teacher). Several are compared on
-    the probe. `log`: logarithmic loss axis; default: where the losses span more than a factor of eight.
+    One history shows the loss inside every round, before and after it on its own batch, and on the probe
+    batch. Several are compared on the probe.
+
+    Parameters
+    ----------
+    histories : History or iterable of History
+        Of a race, only the runs at the chosen options are drawn.
+    floor : float or sequence of float, optional
+        The least loss possible (Eckart–Young's tail, the teacher's loss): one number, or one for the base
+        and one for every round.
+    log : bool, optional
+        Whether the loss axis is logarithmic. Default: where the losses span more than a factor of eight.
+
+    Returns
+    -------
+    Figure
+        With one row per run and round in its table.
+
+    Raises
+    ------
+    ValueError
+        Where there is no history.
     """
-    runs = chosen(listed(histories))
-    if not any(len(h) for h in runs):
+    runs = [h for h in chosen(listed(histories)) if len(h)]
+    if not runs:
         return blank("Residual loss", "This history has no rounds yet: run the bench for a round first.")
-    runs = [h for h in runs if len(h)]
     one = runs[0] if len(runs) == 1 else None
+    least = _floor_by_step(runs[0], floor)
     plot = go.Figure()
     if one is not None:
         _inside(plot, one)
-    styles = variants(runs)
-    crowd = len(runs) > len(styles)  # several seeds of one label
-    shown: set[str] = set()
-    for history in runs:
-        name, values = label(history), residual(history)[0]
-        look = style(*styles[name])
-        plot.add_scatter(
-            x=[0, *(r.step for r in history)],
-            y=[starting_loss(history), *values],
-            name=f"residual loss, {residual(history)[1]}" if one else name,
-            mode="lines+markers", line=look.line(2 if crowd else 3.5) | {"shape": "hv"}, marker=look.points(),
-            legendgroup=name, showlegend=name not in shown,
-            hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
-        )  # fmt: skip
-        shown.add(name)
-    if (least := floor_by_step(runs[0], floor)) is not None:
-        plot.add_scatter(
-            x=least[0], y=least[1], mode="lines", name=str(setting(runs[0], "floor_name", "floor")),
-            line={"color": INK, "dash": "dot", "width": 2, "shape": "hv"},
-            hovertemplate="floor: %{y:.4g}<extra></extra>",
-        )  # fmt: skip
-    who = subject(one) if one else f"{len(shown)} methods"
+    _stairs(plot, runs)
+    if least is not None:
+        line = {"color": INK, "dash": "dot", "width": 2, "shape": "hv"}
+        hover = "floor: %{y:.4g}<extra></extra>"
+        plot.add_scatter(x=least[0], y=least[1], mode="lines", name="floor", line=line, hovertemplate=hover)
+    who = subject(one) if one else plural(len({h.label for h in runs}), "method")
     layout(plot, f"Residual loss, round by round: {who}")
     plot.update_xaxes(title_text="optimizer steps", rangemode="tozero")
     every = [v for trace in plot.data for v in array(trace.y)]
     kind = ratio_axis(every) if log is None else "log" if log else "linear"
-    plot.update_yaxes(
-        title_text=f"loss ({unit(runs[0])})", **(log_ticks(every) if kind == "log" else {"type": kind})
-    )
-    broken = [_diverged(h) for h in runs]
-    if all(t == 0 for t in broken):
-        say(
-            plot,
-            "No loss after a round is a number: the run diverged. Lower its learning rate and run it again.",
+    ticks = log_ticks(every) if kind == "log" else {"type": kind}
+    plot.update_yaxes(title_text=f"loss ({unit(runs[0])})", **ticks)
+    _mark_divergence(plot, runs)
+    text = _words(one, least[1][-1] if least else None) if one else _compared(runs)
+    return Figure(plot, text, _table(runs))
+
+
+def _floor_by_step(history: History, floor: Floor) -> tuple[list[int], list[float]] | None:
+    """Steps and the least loss there."""
+    if floor is None:
+        return None
+    steps = [0, *(r.step for r in history)]
+    if not isinstance(floor, Sequence | np.ndarray):
+        value = number(floor)
+        return ([0, steps[-1]], [value, value]) if math.isfinite(value) else None
+    values = [number(v) for v in floor][: len(steps)]
+    return steps[: len(values)], values
+
+
+def _stairs(plot: go.Figure, runs: Sequence[History]) -> None:
+    styles = variants(runs)
+    width = 2 if len(runs) > len(styles) else 3.5  # thin where a label has several seeds
+    shown: set[str] = set()
+    for history in runs:
+        name, (values, where) = history.label, residual(history)
+        look = style(*styles[name])
+        plot.add_scatter(
+            x=[0, *(r.step for r in history)],
+            y=[starting_loss(history), *values],
+            name=f"residual loss, {where}" if len(runs) == 1 else name,
+            mode="lines+markers",
+            line=look.line(width) | {"shape": "hv"},
+            marker=look.points(),
+            legendgroup=name,
+            showlegend=name not in shown,
+            hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
         )
-    elif one is not None and broken[0] is not None:
-        step = one[broken[0]].step - len(one[broken[0]].losses)
-        plot.add_vline(
-            x=step, line={"color": INK, "dash": "dash", "width": 2}, annotation_position="top left",
-            annotation_text=f"diverged in round {one[broken[0]].index}", annotation_font_size=16,
-        )  # fmt: skip
-    return Figure(plot, _words(one, floor) if one else _compared(runs), _table(runs))
+        shown.add(name)
 
 
 def _inside(plot: go.Figure, history: History) -> None:
@@ -104,15 +125,34 @@ def _inside(plot: go.Figure, history: History) -> None:
         ys += [*r.losses, None]
         steps += [start, r.step, r.step, None]
         own += [r.loss_before, r.loss_before, r.loss_after, None]
+    hover = "step %{x}: %{y:.4g}<extra>training</extra>"
+    line: dict[str, object] = {"color": "#BBBBBB", "width": 1.5}
     plot.add_scatter(
-        x=xs, y=ys, mode="lines", name="training loss at every step", line={"color": "#BBBBBB", "width": 1.5},
-        hovertemplate="step %{x}: %{y:.4g}<extra>training</extra>",
-    )  # fmt: skip
+        x=xs, y=ys, mode="lines", name="training loss at every step", line=line, hovertemplate=hover
+    )
+    hover = "step %{x}: %{y:.4g}<extra>own batch</extra>"
+    line = {"color": GREY, "width": 2, "dash": "dash"}
     plot.add_scatter(
-        x=steps, y=own, mode="lines", name="own batch, before → after", connectgaps=False,
-        line={"color": GREY, "width": 2, "dash": "dash"},
-        hovertemplate="step %{x}: %{y:.4g}<extra>own batch</extra>",
-    )  # fmt: skip
+        x=steps, y=own, mode="lines", name="own batch, before → after", line=line, hovertemplate=hover
+    )
+
+
+def _mark_divergence(plot: go.Figure, runs: Sequence[History]) -> None:
+    broken = [_diverged(h) for h in runs]
+    if all(t == 0 for t in broken):
+        message = (
+            "No loss after a round is a number: the run diverged. Lower its learning rate and run it again."
+        )
+        say(plot, message)
+    elif len(runs) == 1 and broken[0] is not None:
+        record = runs[0][broken[0]]
+        plot.add_vline(
+            x=record.step - len(record.losses),
+            line={"color": INK, "dash": "dash", "width": 2},
+            annotation_position="top left",
+            annotation_text=f"diverged in round {record.index}",
+            annotation_font_size=16,
+        )
 
 
 def _diverged(history: History) -> int | None:
@@ -122,9 +162,9 @@ def _diverged(history: History) -> int | None:
     return first if first < len(history) else None
 
 
-def _words(history: History, floor: float | Sequence[float] | None = None) -> str:
+def _words(history: History, floor: float | None) -> str:
     values, where = residual(history)
-    name, rounds = label(history), plural(len(history), "round")
+    name, rounds = history.label, plural(len(history), "round")
     finite = np.flatnonzero(np.isfinite(values))
     if finite.size == 0:
         return f"{name}: after {rounds} no loss is a number; the run diverged, lower its learning rate."
@@ -138,8 +178,8 @@ def _words(history: History, floor: float | Sequence[float] | None = None) -> st
         half = gains[len(gains) // 2 :]
         text += f" The largest gain, {brief(float(gains[best]))}, came in round {history[best].index};"
         text += f" the second half of the rounds gained {brief(float(np.nansum(half)))}."
-    if (least := floor_by_step(history, floor)) is not None:
-        text += f" The floor is {brief(least[1][-1])}; the run ends {brief(last - least[1][-1])} above it."
+    if floor is not None:
+        text += f" The floor is {brief(floor)}; the run ends {brief(last - floor)} above it."
     if (broken := _diverged(history)) is not None:
         text += f" From round {history[broken].index} on the loss is not a number: the run diverged."
     return text
@@ -149,7 +189,7 @@ def _compared(runs: list[History]) -> str:
     """One clause per label: the losses it ended with, over its seeds."""
     ends: dict[str, list[float]] = {}
     for history in runs:
-        ends.setdefault(label(history), []).append(float(residual(history)[0][-1]))
+        ends.setdefault(history.label, []).append(float(residual(history)[0][-1]))
     parts = []
     for name, values in ends.items():
         finite = [v for v in values if np.isfinite(v)]
@@ -165,11 +205,18 @@ def _compared(runs: list[History]) -> str:
 def _table(runs: list[History]) -> pd.DataFrame:
     rows = [
         {
-            "method": label(h), "seed": setting(h, "seed"), "round": r.index, "step": r.step,
-            "loss before": r.loss_before, "loss after": r.loss_after,
-            "probe before": r.probe_before, "probe after": r.probe_after, "gain": r.gain,
+            "method": h.label,
+            "seed": h.settings.seed,
+            "round": r.index,
+            "step": r.step,
+            "loss before": r.loss_before,
+            "loss after": r.loss_after,
+            "probe before": r.probe_before,
+            "probe after": r.probe_after,
+            "gain": r.gain,
         }
-        for h in runs for r in h
-    ]  # fmt: skip
+        for h in runs
+        for r in h
+    ]
     table = pd.DataFrame(rows)
     return table.drop(columns="seed") if table["seed"].isna().all() else table

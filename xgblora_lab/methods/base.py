@@ -189,6 +189,30 @@ class Method:
             factor *= min(1.0, left / DECAY)
         return factor
 
+    @classmethod
+    def knobs(cls, steps: int) -> list[dict[str, Any]]:
+        """Sets of options that a race tries for this method beside learning rates.
+
+        Parameters
+        ----------
+        steps : int
+            K, the steps of a run.
+
+        Returns
+        -------
+        list of dict
+            At least one set. A method that merges tries rounds of K/6, K/3, K/2 and K steps, and merging at
+            a plateau where it can; any other has nothing to try unless it says so.
+        """
+        if not cls.additive:
+            return [{}]
+        found: list[dict[str, Any]] = [
+            {"steps_per_round": k} for k in sorted({max(1, round(steps / part)) for part in (6, 3, 2, 1)})
+        ]
+        if any(f.name == "merge" for f in dataclasses.fields(cls)):
+            found.append({"merge": "plateau"})
+        return found
+
     # Moments of the loop, in order. Each is told the loop, which knows the model, the modules and the data.
 
     def start(self, loop: Loop) -> None:

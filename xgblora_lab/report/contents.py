@@ -10,7 +10,8 @@ from typing import Any
 
 from xgblora_lab import figures
 from xgblora_lab.bench.records import History
-from xgblora_lab.figures._read import chosen, label, measured, plural, setting, subject
+from xgblora_lab.figures._read import chosen, measured, plural, subject
+from xgblora_lab.racing.result import Race
 
 Source = Any  # a History, a Race, a run's or a race's folder, a JSON file, or a list of these
 
@@ -27,7 +28,7 @@ class Section:
 def histories(source: Source) -> list[History]:
     """The histories in a History, a Race, a run's folder, a race's folder, a JSON file, or a list of these.
 
-    A folder holds `race.json` or `history.jsonl`, or folders that do. FileNotFoundError where there is
+    A folder holds `race.json` or `history.json`, or folders that do. FileNotFoundError where there is
     neither, ValueError where a file is not a history.
     """
     if isinstance(source, History):
@@ -44,13 +45,13 @@ def histories(source: Source) -> list[History]:
 def _read(path: Path) -> list[History]:
     if path.is_file():
         return _parse(path)
-    for name in ("race.json", "history.jsonl"):
+    for name in ("race.json", "history.json"):
         if (path / name).is_file():
             return _parse(path / name)
-    found = sorted(path.rglob("history.jsonl")) if path.is_dir() else []
+    found = sorted(path.rglob("history.json")) if path.is_dir() else []
     if not found:
         raise FileNotFoundError(
-            f"No run in {path}: it holds neither race.json nor history.jsonl. Give the folder that "
+            f"No run in {path}: it holds neither race.json nor history.json. Give the folder that "
             "Checkpoint(folder), History.save or a race wrote."
         )
     return [history for file in found for history in _parse(file)]
@@ -58,12 +59,12 @@ def _read(path: Path) -> list[History]:
 
 def _parse(path: Path) -> list[History]:
     try:
-        if path.suffix == ".jsonl":
-            return [History.load(path)]
         values = json.loads(path.read_text(encoding="utf-8"))
-        return [History.from_dict(part) for part in values["histories"]]
+        return Race.from_dict(values).histories if "histories" in values else [History.from_dict(values)]
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not the history of a run or a race: {error}.") from error
+        raise ValueError(
+            f"{path} is not the history of a run or a race: {str(error).rstrip('.')}."
+        ) from error
 
 
 def sections(runs: list[History], cells: Any = None) -> list[Section]:
@@ -85,7 +86,7 @@ def sections(runs: list[History], cells: Any = None) -> list[Section]:
 
 
 def _race(runs: list[History]) -> Section:
-    labels = list(dict.fromkeys(label(h) for h in runs))
+    labels = list(dict.fromkeys(h.label for h in runs))
     prose = f"{plural(len(runs), 'run')} of {', '.join(labels)}. Curves show the learning rate that was"
     prose += " chosen for each; the sweep it was chosen from stands beside them."
     drawn = {"race": figures.race(runs), "loss": figures.loss(runs), "costs": figures.costs(runs)}
@@ -96,7 +97,7 @@ def _one_per_label(runs: list[History]) -> list[History]:
     """Of every label its first chosen run."""
     first: dict[str, History] = {}
     for run in chosen(runs):
-        first.setdefault(label(run), run)
+        first.setdefault(run.label, run)
     return list(first.values())
 
 
@@ -112,8 +113,7 @@ def _run(run: History, alone: bool) -> Section:
     if alone:
         drawn["costs"] = figures.costs(run)
     prose = f"{plural(len(run), 'round')} of {run.method or 'an unnamed method'}"
-    seed = setting(run, "seed")
-    prose += f", seed {seed}." if seed is not None else "."
+    prose += f", seed {run.settings.seed}." if run.settings.seed is not None else "."
     if not has_spectrum:
         prose += " No spectrum was measured in this run: the Spectrum() hook adds it."
     return Section(subject(run), prose, drawn)
@@ -126,14 +126,15 @@ def _gains_differ(run: History) -> bool:
 
 
 def settings_table(runs: list[History]) -> Mapping[str, str]:
-    """Setting → its value, or its values by label where runs differ. Long values are left out."""
-    flat = [{**run.settings, **_mapping(run.settings.get("options"))} for run in runs]
-    hidden = {"options", "versions", "chosen", "truth_spectrum", "left_out", "label", "floor"}
-    names = [n for n in dict.fromkeys(n for values in flat for n in values) if n not in hidden]
+    """Setting → its value, or its values where runs differ; only what is known, and no spectra."""
+    hidden = {"options", "versions", "chosen", "truth_spectrum", "label"}
     table = {}
-    for name in names:
-        values = list(dict.fromkeys(_short(values[name]) for values in flat if name in values))
-        table[name] = ", ".join(values) if len(values) <= 8 else f"{len(values)} values"
+    flat = [run.settings.to_dict() | dict(run.settings.options) for run in runs]
+    for name in [n for n in dict.fromkeys(n for values in flat for n in values) if n not in hidden]:
+        known = [values[name] for values in flat if values.get(name) not in (None, "", "nan")]
+        values = list(dict.fromkeys(map(_short, known)))
+        if values:
+            table[name] = ", ".join(values) if len(values) <= 8 else f"{len(values)} values"
     return table
 
 
@@ -145,14 +146,10 @@ def versions(runs: list[History]) -> Mapping[str, str]:
 
     found: dict[str, str] = {}
     for run in runs:
-        for name, version in _mapping(run.settings.get("versions")).items():
+        for name, version in run.settings.versions.items():
             known = found.get(name)
             found[name] = str(version) if known in (None, str(version)) else f"{known}, {version}"
     return found | {"xgblora_lab (this page)": __version__, "plotly (this page)": plotly.__version__}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures import Figure
-from xgblora_lab.figures._read import brief, label, subject
+from xgblora_lab.figures._read import brief, subject
 from xgblora_lab.report.contents import Section, Source, histories, sections, settings_table, versions
 
 
@@ -94,8 +94,8 @@ def heading_of(runs: list[History]) -> str:
     """Who ran on what: the title of a page that was given none."""
     if len(runs) == 1:
         return subject(runs[0])
-    labels = list(dict.fromkeys(label(h) for h in runs))
-    data = {str(h.settings.get("data", "")) for h in runs} - {""}
+    labels = list(dict.fromkeys(h.label for h in runs))
+    data = {h.settings.data for h in runs} - {""}
     where = f" on {data.pop()}" if len(data) == 1 else ""
     return (" against ".join(labels) if len(labels) <= 3 else f"A race of {len(labels)} methods") + where
 
@@ -245,7 +245,7 @@ def scores_html(runs: list[History]) -> str:
     """A paragraph with the scores of a single run at its end; empty for a race, whose figures have them."""
     if len(runs) > 1 or not runs[0].scores:
         return ""
-    metric = runs[0].settings.get("metric", "")
+    metric = runs[0].settings.metric
     parts = [
         f"{name} {metric} {brief(value)}" if name in ("dev", "test") else f"{name} {brief(value)}"
         for name, value in runs[0].scores.items()

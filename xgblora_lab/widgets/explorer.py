@@ -36,7 +36,7 @@ class SpectrumExplorer(Panel):
             raise ValueError(figures.spectrum(self.history).text)
         self._frames: dict[int, int] = {}  # round -> frame of the figure
         self._references: dict[str, Any] = {}
-        if self.history.settings.get("truth_spectrum"):
+        if self.history.settings.truth_spectrum:
             self._references["the planted truth"] = None
         self._references |= dict(references or {}) | {"none": {}}
 

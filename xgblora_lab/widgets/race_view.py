@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets
@@ -10,9 +11,9 @@ from traitlets import link
 
 from xgblora_lab import figures
 from xgblora_lab.bench.records import History
-from xgblora_lab.figures._entries import AXES, cost, learning_rate
 from xgblora_lab.figures._figure import blank
-from xgblora_lab.figures._read import label, number, plural
+from xgblora_lab.figures._lanes import AXES, cost, learning_rate
+from xgblora_lab.figures._read import number, plural
 from xgblora_lab.report.contents import histories
 from xgblora_lab.widgets.canvas import Canvas
 from xgblora_lab.widgets.panel import LABEL, Panel, row
@@ -33,7 +34,7 @@ class RaceView(Panel):
         self._runs = [h for h in histories(race) if len(h)]
         if not self._runs:
             raise ValueError("No history in this race has a round yet: run the race first.")
-        labels = list(dict.fromkeys(label(h) for h in self._runs))
+        labels = list(dict.fromkeys(h.label for h in self._runs))
         rates = sorted({r for h in self._runs if (r := learning_rate(h)) > 0})
         known = [axis for axis in AXES if any(math.isfinite(number(cost(h, axis)[-1])) for h in self._runs)]
         self.canvas = Canvas(live=False)
@@ -68,19 +69,19 @@ class RaceView(Panel):
 
     def refresh(self) -> None:
         """Draw the methods that are switched on, at the chosen learning rate, against the chosen budget."""
-        runs = [h for h in self._runs if self.methods[label(h)].value]
+        runs = [h for h in self._runs if self.methods[h.label].value]
         if not runs:
             self.canvas.draw(blank("Convergence race", "No method is switched on."))
             self.say("No method is switched on.", "Switch one on to see it.")
             return
         rate, kept = self.rate.value, []
         if rate:
-            tried = {label(h) for h in runs if learning_rate(h) == rate}
-            kept = [name for name in self.methods if name in {label(h) for h in runs} - tried]
-            runs = [_marked(h, rate) if label(h) in tried else h for h in runs]
+            tried = {h.label for h in runs if learning_rate(h) == rate}
+            kept = [name for name in self.methods if name in {h.label for h in runs} - tried]
+            runs = [_marked(h, rate) if h.label in tried else h for h in runs]
         drawn = figures.race(runs, x=self.axis.value, menu=False)
         self.canvas.draw(drawn)
-        heading = f"{plural(len(set(map(label, runs))), 'method')} against {AXES[self.axis.value]}, "
+        heading = f"{plural(len({h.label for h in runs}), 'method')} against {AXES[self.axis.value]}, "
         heading += "each at its chosen learning rate." if not rate else f"learning rate {rate:g} for all."
         if kept:
             heading += f" It was not tried for {', '.join(kept)}, shown at the chosen one."
@@ -88,6 +89,6 @@ class RaceView(Panel):
 
 
 def _marked(history: History, rate: float) -> History:
-    """The run, counted as chosen at this learning rate."""
-    chosen = learning_rate(history) == rate
-    return History(history.method, {**history.settings, "chosen": chosen}, history.rounds, history.scores)
+    """A copy of the run, counted as chosen where it has this learning rate."""
+    settings = replace(history.settings, chosen=learning_rate(history) == rate)
+    return replace(history, settings=settings)

@@ -1,0 +1,45 @@
+"""Processes on this machine for the runs of a race."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from typing import Any
+
+
+class Processes(Executor):
+    """A pool of processes, each with its share of the cores, that outlives the death of one of them.
+
+    The runs that a dead process takes along fail; the next one that is submitted finds a new pool.
+
+    Parameters
+    ----------
+    count : int
+        How many processes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        import torch
+
+        threads = max(1, (os.cpu_count() or 1) // self.count)
+        context = multiprocessing.get_context("spawn")  # a forked torch may hang
+        return ProcessPoolExecutor(self.count, context, torch.set_num_threads, (threads,))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As in any executor."""
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            self._pool.shutdown()
+            self._pool = self._new()
+            return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As in any executor."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
