@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import pickle
 import time
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import tiny
 from synthetic import MODULES, TRUTH, cells, history, race
+from toy import ToyTask
 
 from xgblora_lab import figures
-from xgblora_lab.bench.records import History
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Spectrum
+from xgblora_lab.bench.records import History, RunSettings
+from xgblora_lab.methods import METHODS, Method, XGBLoRA, make_method
 
 
 def traces(figure: figures.Figure, name: str) -> list[go.Scatter]:
@@ -457,3 +465,77 @@ def test_figures_refuse_what_is_not_a_history() -> None:
         figures.race([])
     with pytest.raises(ValueError, match="one run and got 2"):
         figures.spectrum([history(), history()])
+
+
+# The settings of a run.
+
+
+def test_settings_come_back_from_json_and_refuse_what_they_do_not_know() -> None:
+    settings = history(versions={"torch": "2.13.0"}).settings
+    assert RunSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert RunSettings.from_dict({"lr": 0.1, "seed": 3}) == RunSettings(lr=0.1, seed=3)
+    with pytest.raises(ValueError, match="Unknown setting floor of a run; accepted: label, options"):
+        RunSettings.from_dict({"floor": 0.5})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.lr = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        settings.options["rank"] = 2  # type: ignore[index]
+
+
+def test_a_run_is_called_by_its_label_else_by_its_method() -> None:
+    run = History("xgblora")
+    assert (run.label, History().label) == ("xgblora", "run")
+    run.label = "XGBLoRA"
+    assert run.settings == replace(run.settings, label="XGBLoRA")
+    assert figures.loss(history(label="mine")).text.startswith("mine: in 20 rounds")
+
+
+# What a method states about its rank, against what it does.
+
+
+def trained(method: Method) -> History:
+    """Four rounds of a method on a small model, with the spectra."""
+    bench = Bench(tiny.tiny_llama(), ToyTask(), method, steps=8, batch_size=4, hooks=[Spectrum()])
+    with bench:
+        return bench.run(progress=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_is_called_an_error(name: str) -> None:
+    few = {"gora": {"passes": 2}, "lora-ga": {"passes": 2}, "alora": {"every": 1, "score_rows": 4}}
+    fields = {f.name for f in dataclasses.fields(METHODS[name])}
+    rank = {"rank": 2} if "rank" in fields else {}
+    run = trained(make_method(name, steps_per_round=2, **rank, **few.get(name, {})))
+    figure = figures.ranks(run)
+    assert "error" not in figure.text
+    assert run.settings.merges == (name in ("xgblora", "relora", "cola"))
+    bounded = name not in ("full", "dora")
+    assert figure.table["bound"].notna().all() == bounded
+    assert ("no module exceeds its own" in figure.text) == bounded
+
+
+def test_a_new_merging_method_has_its_bound_without_being_listed() -> None:
+    @dataclasses.dataclass
+    class Twice(XGBLoRA):
+        """Boosters of rank 2 on all modules, under a name that the package does not know."""
+
+        rank: int = 2
+        selection: str = "all"
+
+        name: ClassVar[str] = "twice"
+
+    figure = figures.ranks(trained(Twice(steps_per_round=2)))
+    last = figure.table[figure.table["round"] == 3]
+    assert (last["bound"] == 8).all()
+    assert (last["numerical rank"] == 8).all()
+    assert "no module exceeds its own" in figure.text
+
+
+def test_ranks_that_move_may_gather_on_one_module() -> None:
+    method = make_method("alora", rank=4, reallocations=1)
+    assert method.rank_bound(2) == 4 + 1  # one of the eight ranks moves
+    assert make_method("alora", rank=4).rank_bound(2) == 8  # and never more than there are
+    assert make_method("gora", rank=4).rank_bound(2) == 16
+    assert make_method("gora", rank=4, r_max=6).rank_bound(2) == 6
+    assert make_method("pissa", rank=4).rank_bound(2) == 8

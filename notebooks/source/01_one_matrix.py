@@ -248,7 +248,7 @@ figure.update_yaxes(range=[np.log10(relative_floor[rounds]) - 2, 0.2]).show()
 
 pd.DataFrame(
     {
-        "best learning rate": {rank: best(lora[rank]).settings["lr"] for rank in ranks},
+        "best learning rate": {rank: best(lora[rank]).settings.lr for rank in ranks},
         "loss at the end": {rank: final(lora[rank]) for rank in ranks},
         "least possible": {rank: relative_floor[rank] for rank in ranks},
     }
@@ -300,7 +300,7 @@ check.choice(
 
 # %%
 boosting = tune(XGBLoRA(steps_per_round=steps_per_round, schedule="constant"))
-lr = best(boosting).settings["lr"]
+lr = best(boosting).settings.lr
 print("learning rate of boosting:", lr)
 
 # %% [markdown]
@@ -480,7 +480,7 @@ pd.DataFrame(
     {
         k: {
             "rounds": len(best(by_kappa[k])),
-            "best learning rate": best(by_kappa[k]).settings["lr"],
+            "best learning rate": best(by_kappa[k]).settings.lr,
             "loss at the end": final(by_kappa[k]),
         }
         for k in kappas
@@ -659,8 +659,8 @@ for policy in ("keep", "zero_moments"):
 
 def sweep(found) -> pd.Series:
     """Relative loss at the end by learning rate, first seed."""
-    runs = [history for history in found.histories if history.settings["seed"] == 0]
-    return pd.Series({h.settings["lr"]: h.scores["dev_relative"] for h in runs}).sort_index()
+    runs = [history for history in found.histories if history.settings.seed == 0]
+    return pd.Series({h.settings.lr: h.scores["dev_relative"] for h in runs}).sort_index()
 
 
 sweeps = pd.DataFrame({name: sweep(found) for name, found in policies.items()})

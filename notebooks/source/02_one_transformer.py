@@ -178,7 +178,7 @@ print("logits equal, bit for bit:", torch.equal(before, after))
 method = XGBLoRA(rank=1, steps_per_round=steps_per_round, modules_per_round=2, lr=0.03)
 options = {"steps": steps, "batch_size": 8, "targets": targets, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, method, hooks=[Spectrum(), Gain()], **options)
-bench.history.settings["label"] = "XGBLoRA"  # its name in figures
+bench.history.label = "XGBLoRA"  # its name in figures
 print(bench)
 
 # %% [markdown]
@@ -744,7 +744,7 @@ contest = race(
 )  # fmt: skip
 names = dict(zip(contest.labels, ["XGBLoRA", "LoRA, rank 1", "LoRA, rank 4"], strict=True))
 for history in contest.histories:
-    history.settings["label"] = names[history.settings["label"]]
+    history.label = names[history.label]
 figures.race(contest.histories)
 
 # %%

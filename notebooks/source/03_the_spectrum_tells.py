@@ -122,7 +122,7 @@ def tuned(method: type, lrs: tuple[float, ...], **options) -> object:
         progress=progress,
     )  # fmt: skip
     print(f"{method.name}: learning rate {found.table['lr'].iloc[0]} of {', '.join(f'{lr:g}' for lr in lrs)}")
-    return method(lr=found.chosen(found.labels[0])[0].settings["lr"], **options)
+    return method(lr=found.chosen(found.labels[0])[0].settings.lr, **options)
 
 
 common = {"steps_per_round": steps_per_round, "schedule": "constant"}
@@ -138,7 +138,7 @@ boosting = tuned(XGBLoRA, low_rank_lrs, modules_per_round=2, **common)
 options = {"steps": steps, "batch_size": 8, "targets": modules, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, boosting, hooks=[Spectrum(), Gain()], **options)
 boosted = bench.run(progress=progress)
-boosted.settings["label"] = "XGBLoRA"  # what the figures call it
+boosted.label = "XGBLoRA"  # what the figures call it
 print(*boosted, sep="\n")
 
 # %% [markdown]
@@ -402,7 +402,7 @@ losses = {"XGBLoRA": last_loss}
 for label, method in methods.items():
     with Bench(model, task, method, hooks=[Spectrum()], **options) as other:
         histories[label] = other.run(progress=progress)
-        histories[label].settings["label"] = label
+        histories[label].label = label
         updates[label] = {n: other.factors(n) for n in modules}
         losses[label] = other.evaluate("dev", limit=held_out)["relative"]
 updates["truth"] = task.truth

@@ -123,7 +123,7 @@ def named(found, given):
     """The race with the names of its figures in the place of the methods' labels."""
     new = dict(zip(found.labels, given, strict=True))
     for history in found.histories:
-        history.settings["label"] = new[history.settings["label"]]
+        history.label = new[history.label]
     return found
 
 
@@ -164,9 +164,9 @@ contest = named(race(model, task, methods, lrs=lrs, seeds=seeds, **track), names
 tries = pd.DataFrame(
     {
         label: {
-            h.settings["lr"]: h.scores["dev"]
+            h.settings.lr: h.scores["dev"]
             for h in contest.histories
-            if h.settings["label"] == label and h.settings["seed"] == 0
+            if h.label == label and h.settings.seed == 0
         }
         for label in names
     }
@@ -306,7 +306,7 @@ if edges:
 
 # %%
 test = pd.DataFrame(
-    {label: {h.settings["seed"]: h.scores["test"] for h in contest.chosen(label)} for label in names}
+    {label: {h.settings.seed: h.scores["test"] for h in contest.chosen(label)} for label in names}
 ).rename_axis("seed")
 
 figure = chart("One line for each method, one point for each seed", "seed", "test loss (1 = untrained)", "")
@@ -668,9 +668,9 @@ assert apart == 0
 assert np.isclose(*ends, rtol=1e-4)
 # Section 2: the best rate is each method's own, and no run without a score.
 assert set(tries.index) == set(lrs)
-assert all(contest.chosen(n)[0].settings["lr"] == tries[n].idxmin() for n in names)
+assert all(contest.chosen(n)[0].settings.lr == tries[n].idxmin() for n in names)
 # Section 4: the same seeds for all.
-assert all(sorted(h.settings["seed"] for h in contest.chosen(n)) == list(range(seeds)) for n in names)
+assert all(sorted(h.settings.seed for h in contest.chosen(n)) == list(range(seeds)) for n in names)
 # Section 5: the runners agree in the counts that the table says.
 last = {n: contest.chosen(n)[0][-1] for n in names}
 assert last["XGBLoRA"].peak_parameters == last[lora_1].peak_parameters

@@ -803,7 +803,7 @@ found.table.rename(index=name_of)
 # %%
 def against_lora(found, names) -> pd.DataFrame:
     """Mean paired difference to LoRA, its interval, and a verdict, best first."""
-    better = 1 if found.histories[0].settings["greater_is_better"] else -1
+    better = 1 if found.histories[0].settings.greater_is_better else -1
     rows = {}
     for label, name in names.items():
         gaps = np.array(found.differences(label))
@@ -934,7 +934,7 @@ check.choice(
 # **Question.** Who falls, who rises?
 
 # %%
-lora_lr = found.chosen(found.reference)[0].settings["lr"]
+lora_lr = found.chosen(found.reference)[0].settings.lr
 unfair = race(
     "lab", "planted", list(contenders.values()), steps=steps, lrs=[lora_lr],
     **(budget | {"seeds": 1}), **common,

@@ -255,7 +255,7 @@ by_alpha = experiment("α", {"1": None, "4": plain(alpha=4), "16": plain(alpha=1
 sweeps = pd.DataFrame(
     {
         f"α = {value}": {
-            h.settings["lr"]: h.scores["dev"] for h in found.histories if h.settings["seed"] == 0
+            h.settings.lr: h.scores["dev"] for h in found.histories if h.settings.seed == 0
         }
         for value, found in by_alpha.items()
     }
@@ -341,7 +341,7 @@ figure = go.Figure()
 jumps = {}
 looks = [(BLUE, "solid"), (RED, "dash"), ("#009E73", "dot")]
 for (value, found), (colour, dash) in zip(by_shrinkage.items(), looks, strict=True):
-    method = plain(shrinkage=float(value), lr=found.chosen(found.labels[0])[0].settings["lr"])
+    method = plain(shrinkage=float(value), lr=found.chosen(found.labels[0])[0].settings.lr)
     with Bench(model, task, method, hooks=[BeforeMerge()], **track) as bench:
         records = list(bench.rounds(min(rounds, 6)))
     untrained = records[0].probe_before
@@ -464,7 +464,7 @@ by_policy = experiment(
 )
 policies = pd.DataFrame(
     {
-        value: {h.settings["lr"]: h.scores["dev"] for h in found.histories if h.settings["seed"] == 0}
+        value: {h.settings.lr: h.scores["dev"] for h in found.histories if h.settings.seed == 0}
         for value, found in by_policy.items()
     }
 ).rename_axis("learning rate")

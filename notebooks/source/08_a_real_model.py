@@ -410,7 +410,7 @@ contest = {
 found = race(base, task, list(contest.values()), factors=factors, seeds=seeds, **run)
 names = dict(zip(found.labels, contest, strict=True))
 for history in found.histories:
-    history.settings["label"] = names[history.settings["label"]]
+    history.label = names[history.label]
 
 # %% [markdown]
 # One more run is a baseline that papers forget: **the head alone**. The model stays as it is, and only the
@@ -422,7 +422,7 @@ runs = {name: found.chosen(name) for name in names.values()}
 if head:
     alone = race(base, task, [XGBLoRA(selection="all", **common)], lrs=(1e-12,), seeds=seeds, **run)
     for history in alone.histories:
-        history.settings["label"] = "head alone"
+        history.label = "head alone"
     runs["head alone"] = alone.histories
 
 # %% [markdown]
@@ -434,7 +434,7 @@ figures.race(found.histories, y=f"dev_{task.metric}")
 # %%
 scores = {
     name: {
-        "learning rate": histories[0].settings["lr"] if name != "head alone" else np.nan,
+        "learning rate": histories[0].settings.lr if name != "head alone" else np.nan,
         f"dev {task.metric}": np.median([h.scores["dev"] for h in histories]),
         f"test {task.metric}": np.median([h.scores["test"] for h in histories]),
         "train loss, last round": np.median([np.mean(h[-1].losses) for h in histories]),
@@ -756,7 +756,7 @@ assert all(len(task.splits[split]) <= checked for split in ("dev", "test"))
 for name, rank in (("XGBLoRA, rank 1", 1), ("LoRA, rank 1", 1), ("LoRA, rank 8", 8)):
     assert cost.loc[name].iloc[0] == factors_of(rank) + head
 # Section 4: one budget, the same batches.
-assert len({(sum(r.tokens for r in h), h[-1].step) for h in found.histories if h.settings["seed"] == 0}) == 1
+assert len({(sum(r.tokens for r in h), h[-1].step) for h in found.histories if h.settings.seed == 0}) == 1
 # Section 5: what boosting saves is at the peak, not in total.
 assert cost.loc["XGBLoRA, rank 1"].iloc[2] == factors_of(1) * len(boosting) + head
 # Section 6: rank 1 a round, so at most as many directions as rounds.

@@ -148,7 +148,7 @@ options = {"steps": steps, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, method, **options)
 start = bench.evaluate("test")["accuracy"]
 bench.run(progress=progress)
-bench.history.settings["label"] = "XGBLoRA"
+bench.history.label = "XGBLoRA"
 after = bench.evaluate("test")["accuracy"]
 say(
     f"Accuracy on the {sizes['test']} test rows: {start:.2f} before, {after:.2f} after {len(bench.history)} "
@@ -455,7 +455,7 @@ for label, watched in {
 }.items():
     with Bench(model, task, watched, hooks=[Moved()], **options) as other:
         histories.append(other.run(progress=progress))
-        histories[-1].settings["label"] = label
+        histories[-1].label = label
 assert [r.losses for r in histories[0]] == curve  # it only looked: the same losses as without it
 
 figure = go.Figure()
@@ -464,7 +464,7 @@ for history in histories:
     losses = [history[0].probe_before, *(r.probe_after for r in history)]
     moved = [0.0, *(r.measurements["moved"] for r in history)]
     figure.add_scatter(
-        x=losses, y=moved, name=history.settings["label"], mode="lines+markers", line=look.line(),
+        x=losses, y=moved, name=history.label, mode="lines+markers", line=look.line(),
         marker=look.points(),
     )  # fmt: skip
 figure.update_layout(
@@ -477,11 +477,11 @@ figure.update_yaxes(showgrid=True, rangemode="tozero").show()
 
 # %%
 record = pd.DataFrame(
-    {h.settings["label"]: [r.measurements["moved"] for r in h] for h in histories}
+    {h.label: [r.measurements["moved"] for r in h] for h in histories}
 ).rename_axis("round")
 display(record.round(4).T)
 last = record.iloc[-1]
-gained = {h.settings["label"]: h[0].probe_before - h[-1].probe_after for h in histories}
+gained = {h.label: h[0].probe_before - h[-1].probe_after for h in histories}
 say(
     "Divergence from the base at the end, and what the probe loss fell by: "
     + "; ".join(f"{name} {last[name]:.3f} and {gained[name]:.3f} nats" for name in record)

@@ -37,28 +37,19 @@ class RunSettings:
         Peak learning rate; nan where it is not known.
     model, data : str
         What was trained, and on what.
-    kind, metric : str
-        Kind of task, e.g. "causal-lm"; name of its main score, e.g. "accuracy".
-    greater_is_better : bool
-        Whether the better of two main scores is the greater one.
-    steps : int or None
-        K, the planned optimizer steps.
-    batch_size : int or None
-        Examples per optimizer step and process.
-    accumulation : int or None
-        Micro-batches that a batch is split into.
+    kind, metric, greater_is_better : str, str, bool
+        Kind of task, e.g. "causal-lm"; name of its main score, e.g. "accuracy"; whether more of it is better.
+    steps, batch_size, accumulation, probe_size : int or None
+        K, the planned optimizer steps; examples per step and process; micro-batches that these are split
+        into; examples of the probe batch.
     targets : str or sequence of str
         The linear maps that were adapted, as in `find_modules`.
     seed, data_seed : int or None
         The seeds of initialisations and module choice, and of the order of the data.
-    probe_size : int or None
-        Examples of the probe batch.
-    precision : str
-        accelerate's mixed precision: "no", "bf16" or "fp16".
+    precision, device : str
+        accelerate's mixed precision ("no", "bf16" or "fp16"); type of the device, e.g. "cpu".
     processes : int or None
         How many processes trained together.
-    device : str
-        Type of the device, e.g. "cpu".
     flops_per_token : int or None
         Floating-point operations per token trained on.
     truth_spectrum : mapping of str to sequence of float
@@ -143,10 +134,8 @@ class Round:
 
     Parameters
     ----------
-    index : int
-        t, from 0.
-    method : str
-        Name of the method, e.g. "xgblora".
+    index, method : int, str
+        t, from 0; name of the method, e.g. "xgblora".
     step : int
         Optimizer steps done at the round's end, counted from the run's start.
     modules : tuple of str
@@ -162,18 +151,14 @@ class Round:
         Real (unpadded) tokens trained on in this round, by all processes.
     seconds : float
         Wall time of the round.
-    peak_parameters : int
-        Trainable numbers at one moment of this round (boosters and head).
-    total_parameters : int
-        Distinct numbers trained since the run's start, the boosters of all rounds summed.
-    optimizer_bytes : int
-        Optimizer state at the round's end.
-    gradient_bytes : int
-        Gradients held at one moment.
-    extra_passes : int, default 0
-        Forward-backward passes beyond the κ steps, e.g. of an initialisation that looks at the gradient.
-    extra_forwards : int, default 0
-        Forward passes without backward, of a method that looks before it changes itself.
+    peak_parameters, total_parameters : int
+        Trainable numbers at one moment of this round (boosters and head), and distinct numbers trained since
+        the run's start, the boosters of all rounds summed.
+    optimizer_bytes, gradient_bytes : int
+        Optimizer state at the round's end, and gradients held at one moment.
+    extra_passes, extra_forwards : int, default 0
+        Beyond the κ steps: forward-backward passes, e.g. of an initialisation that looks at the gradient, and
+        forward passes without backward, of a method that looks before it changes itself.
     measurements : mapping of str to JSON value
         What hooks added, by name.
     """

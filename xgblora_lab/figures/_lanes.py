@@ -91,10 +91,12 @@ class Lane:
 
     @property
     def label(self) -> str:
+        """The method's name in the figure."""
         return self.entry.label
 
     @property
     def look(self) -> Style:
+        """How the method is drawn."""
         return style(self.entry.method, self.entry.variant)
 
 

@@ -142,8 +142,11 @@ def _words(history: History, frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per module and round, in the order of the modules."""
     long = [
-        frame.rename_axis("round").rename_axis("module", axis=1).stack().rename(key)
+        frame.rename_axis("round")
+        .melt(ignore_index=False, var_name="module", value_name=key)
+        .set_index("module", append=True)
         for key, frame in frames.items()
     ]
-    return pd.concat(long, axis=1).reset_index().sort_values(["module", "round"], ignore_index=True)
+    return pd.concat(long, axis=1).reset_index()

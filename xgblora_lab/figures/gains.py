@@ -66,39 +66,45 @@ def gains(
         return blank(title, "No round of this history trained a module, so there is no gain to share.")
     left = _left_out(history, left_out, whole)
     total = credit.sum(min_count=1)
-    ticks = list(short(list(credit.columns)).values()) if by == "module" else list(credit.columns)
-    plot, height = _canvas(len(ticks), bool(left))
-    known = bool(np.isfinite(credit.to_numpy()).any())
-    drawn = credit if known else _chosen(history, by).reindex(columns=credit.columns)
-    _draw_heat(plot, drawn, ticks, known)
-    _draw_total(plot, total, ticks)
-    if left:
-        _draw_left_out(plot, left)
-    who = (
+    plot = _plot(history, credit, by, left)
+    note = (
         "a round's gain split equally between its modules"
         if split
         else "gain credited to each module by a hook"
     )
-    layout(plot, f"{title}: {subject(history)}", who, height)
-    _axes(plot, credit, len(ticks))
+    layout(plot, f"{title}: {subject(history)}", note, plot.layout.height)
+    _axes(plot, credit)
+    return Figure(plot, _words(history, credit, total, split, left, by), _table(credit, total))
+
+
+def _plot(history: History, credit: pd.DataFrame, by: str, left: Mapping[int, float]) -> go.Figure:
+    names = list(credit.columns)
+    ticks = list(short(names).values()) if by == "module" else names
+    plot = _canvas(len(ticks), bool(left))
+    known = bool(np.isfinite(credit.to_numpy()).any())
+    _draw_heat(plot, credit if known else _chosen(history, by).reindex(columns=names), ticks, known)
+    _draw_total(plot, credit.sum(min_count=1), ticks)
+    if left:
+        _draw_left_out(plot, left)
     if not known:
         message = (
             "No gain in this history is a number: the run diverged. The map shows which modules were chosen."
         )
         say(plot, message)
-    return Figure(plot, _words(history, credit, total, split, left, by), _table(credit, total))
+    return plot
 
 
-def _canvas(names: int, below: bool) -> tuple[go.Figure, int]:
-    """An empty figure with a row per name, and its height; `below`: with a panel for the rounds left out."""
+def _canvas(names: int, below: bool) -> go.Figure:
+    """An empty figure with a row per name; `below`: with a panel for the rounds left out."""
     tall = min(1400, max(380, 24 * names + 160))
     titles = ["chosen when, and what the round gained", "gain in all rounds"]
     if not below:
-        return make_subplots(
+        one = make_subplots(
             rows=1, cols=2, column_widths=WIDTHS, horizontal_spacing=0.05, subplot_titles=titles
-        ), tall
+        )
+        return one.update_layout(height=tall)
     height = tall + PANEL
-    plot = make_subplots(
+    two = make_subplots(
         rows=2,
         cols=2,
         column_widths=WIDTHS,
@@ -108,7 +114,7 @@ def _canvas(names: int, below: bool) -> tuple[go.Figure, int]:
         specs=[[{}, {}], [{}, None]],
         subplot_titles=[*titles, "the loss changes by this when a round's boosters are left out"],
     )
-    return plot, height
+    return two.update_layout(height=height)
 
 
 def _draw_heat(plot: go.Figure, drawn: pd.DataFrame, ticks: list[str], known: bool) -> None:
@@ -144,7 +150,8 @@ def _draw_total(plot: go.Figure, total: pd.Series, ticks: list[str]) -> None:
     )
 
 
-def _axes(plot: go.Figure, credit: pd.DataFrame, names: int) -> None:
+def _axes(plot: go.Figure, credit: pd.DataFrame) -> None:
+    names = credit.shape[1]
     edges = [credit.index.min() - 0.5, credit.index.max() + 0.5]
     few = {"dtick": 1} if len(credit) <= 8 else {}
     plot.update_xaxes(title_text="round t", range=edges, **few, row=1, col=1)

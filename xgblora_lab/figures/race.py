@@ -71,23 +71,28 @@ def race(
     measure = _measure(runs, y, score, greater_is_better)
     field = lanes(runs, measure)
     goal = target if target is not None else _goal(field, measure.greater)
+    told = _told(runs[0], measure)
+    table = _table(field, goal, measure, told)
+    name = f"loss ({unit(runs[0])})" if y == "residual" else y.replace("_", " ")
+    plot = _plot(field, x, measure, name, told)
+    _draw_goal(plot, goal)
+    if menu:
+        _menu(plot, field, x)
+    return Figure(plot, _words(field, table, goal, measure, told), table)
+
+
+def _plot(field: Sequence[Lane], x: str, measure: Measure, name: str, told: str) -> go.Figure:
+    """Curves and sweep with their axes; name, told: what they show, in words."""
     swept = any(len({e.lr for e in lane.sweep}) > 1 for lane in field)
     plot = _canvas(swept)
     for lane in field:
         _draw(plot, lane, x)
-    if swept:
-        for lane in field:
-            _draw_sweep(plot, lane, measure)
-    name = f"loss ({unit(runs[0])})" if y == "residual" else y.replace("_", " ")
-    told = _told(runs[0], measure)
+    for lane in field if swept else ():
+        _draw_sweep(plot, lane, measure)
     _layout(plot, field, name)
     _axes(plot, field, x, name, told if swept else None)
-    _draw_goal(plot, goal)
-    if menu:
-        _menu(plot, field, x)
     _say_what_is_missing(plot, field, x)
-    table = _table(field, goal, measure, told)
-    return Figure(plot, _words(field, table, goal, measure, told), table)
+    return plot
 
 
 def _measure(runs: Sequence[History], y: str, score: str | None, greater: bool | None) -> Measure:

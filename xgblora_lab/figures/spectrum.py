@@ -46,6 +46,7 @@ class _Module:
 
     @cached_property
     def rows(self) -> list[Array]:
+        """What is drawn of every measured round."""
         return [_visible(s, self.width) for s in self.values]
 
 
@@ -98,7 +99,18 @@ def spectrum(
     longest = max(len(s) for s in [*found[name], goal if goal is not None else ()])
     shown = _Module(name, indices, found[name], goal, goal_name, max(1, min(top, longest)))
     pick = _spread(indices) if rounds is None else [indices.index(t) for t in rounds if t in indices]
-    plot = make_subplots(
+    plot = _canvas()
+    words = _draw(plot, history, shown, pick)
+    cut = f" · the {shown.width} largest of {longest} singular values" if longest > shown.width else ""
+    layout(plot, f"Singular spectrum of the accumulated update: {subject(history)}", name + cut, height=720)
+    _axes(plot, shown, unit(history))
+    if len(indices) > 1:
+        _slider(plot, indices)
+    return Figure(plot, _words(history, shown), _table(shown), words)
+
+
+def _canvas() -> go.Figure:
+    return make_subplots(
         rows=2,
         cols=2,
         specs=[[{"rowspan": 2}, {}], [None, {}]],
@@ -107,13 +119,6 @@ def spectrum(
         horizontal_spacing=0.13,
         vertical_spacing=0.1,
     )
-    words = _draw(plot, history, shown, pick)
-    cut = f" · the {shown.width} largest of {longest} singular values" if longest > shown.width else ""
-    layout(plot, f"Singular spectrum of the accumulated update: {subject(history)}", name + cut, height=720)
-    _axes(plot, shown, unit(history))
-    if len(indices) > 1:
-        _slider(plot, indices)
-    return Figure(plot, _words(history, shown), _table(shown), words)
 
 
 def _draw(plot: go.Figure, history: History, shown: _Module, pick: Sequence[int]) -> tuple[str, ...]:

@@ -26,9 +26,17 @@ _owner: weakref.ref[Canvas] | None = None  # the canvas that shows it
 class Canvas(ipywidgets.VBox):
     """One drawing area.
 
-    live: True draws into the notebook's one `FigureWidget`, updated in place; the newest canvas has it, and
-    one that had it before goes on with plain figures. False draws plain figures. "auto" is True where
-    anywidget is installed and the notebook is not on Colab. ValueError for True without anywidget.
+    Parameters
+    ----------
+    live : bool or "auto", default "auto"
+        True draws into the notebook's one `FigureWidget`, which is updated in place. The newest canvas has
+        it; one that had it before goes on with plain figures. False draws plain figures. "auto" is True where
+        anywidget is installed and the notebook is not on Colab.
+
+    Raises
+    ------
+    ValueError
+        For True without anywidget.
     """
 
     children: tuple[Any, ...]  # what is drawn: nothing, or one widget
@@ -44,7 +52,7 @@ class Canvas(ipywidgets.VBox):
             _take_over(self)
 
     def draw(self, figure: Figure) -> None:
-        """Show a figure. One without traces is a message, and shown as text."""
+        """Show a figure; one without traces is a message, and shown as text."""
         self.figure = figure
         if not figure.plot.data:
             self.children = (ipywidgets.HTML(f"<p>{escape(figure.text)}</p>"),)
@@ -55,11 +63,28 @@ class Canvas(ipywidgets.VBox):
             self._redraw()
 
     def clear(self) -> None:
+        """Show nothing."""
         self.figure = None
         self.children = ()
 
     def scrub(self, frame: int) -> str:
-        """Show one frame of the present figure, and return its sentence; see `Figure.scrub`."""
+        """Show one frame of the present figure.
+
+        Parameters
+        ----------
+        frame : int
+            As in `Figure.scrub`.
+
+        Returns
+        -------
+        str
+            The frame's sentence.
+
+        Raises
+        ------
+        ValueError
+            Where no figure was drawn.
+        """
         if self.figure is None:
             raise ValueError("There is no figure to scrub yet: draw one first.")
         if self.live:
@@ -92,6 +117,7 @@ class Canvas(ipywidgets.VBox):
 
 
 def on_colab() -> bool:
+    """Whether this notebook runs on Google Colab."""
     return "google.colab" in sys.modules or "COLAB_NOTEBOOK_ID" in os.environ
 
 

@@ -18,13 +18,23 @@ from xgblora_lab.widgets.panel import LABEL, Panel, round_slider, row
 class SpectrumExplorer(Panel):
     """The spectrum of any module's accumulated update after any round, beside a reference.
 
-    history: a `History`, or a bench, whose history is read anew at every change. references: name → the
-    `History` of another run, full fine-tuning for example, whose last spectrum is the reference; the planted
-    truth is offered where the task knows it. live: as for `Canvas`. Raises ValueError where no spectrum was
-    measured.
-
     Where the run measured how its leading singular directions align with the truth's, the words give it for
     the module and round shown, and a second figure for all of them.
+
+    Parameters
+    ----------
+    history : History or Bench
+        A bench's history is read anew at every change.
+    references : mapping of str to History, optional
+        Name to another run, full fine-tuning for example, whose last spectrum is the reference. The planted
+        truth is offered where the task knows it.
+    live : bool or "auto", default "auto"
+        As for `Canvas`.
+
+    Raises
+    ------
+    ValueError
+        Where no spectrum was measured.
     """
 
     def __init__(
@@ -59,6 +69,7 @@ class SpectrumExplorer(Panel):
 
     @property
     def history(self) -> History:
+        """The run that is shown."""
         return single(getattr(self._source, "history", self._source))
 
     def refresh(self) -> None:
@@ -87,7 +98,7 @@ class SpectrumExplorer(Panel):
         self.say(f"{name}. {sentence}", self._alignment(t, name), self.canvas.figure.text)
 
     def _alignment(self, t: int, name: str) -> str:
-        """Where it was measured, how near the module's update has come to the truth."""
+        """How near the module's update has come to the truth; empty where it was not measured."""
         record = next(r for r in self.history if r.index == t)
         known = []
         for key, what in (

@@ -20,6 +20,11 @@ class Panel(ipywidgets.VBox):
 
     A widget's callback that raises says so nowhere a reader would look; every callback here runs in
     `guard`, which shows the error in words, with its traceback folded away below.
+
+    Parameters
+    ----------
+    controls, canvases : sequence of widget
+        What stands above the words and below them.
     """
 
     def __init__(self, controls: Sequence[Any], canvases: Sequence[Any]) -> None:
@@ -102,6 +107,7 @@ def in_words(error: BaseException) -> str:
 
 
 def button(name: str, tooltip: str, style: str = "") -> Any:
+    """A button as wide as its name; `style` as ipywidgets' `button_style`."""
     return ipywidgets.Button(
         description=name, tooltip=tooltip, button_style=style, layout={"width": "auto", "min_width": "6em"}
     )

@@ -24,10 +24,21 @@ TUNED = "tuned: each method's chosen one"
 class RaceView(Panel):
     """A race, seen from any side.
 
-    race: a `Race`, its histories, or the folder of one (as for `report`). The learning-rate slider goes over
-    the sweep that was run: every method is then shown at that rate, not at the one it was tuned to; one that
-    was not tried there keeps its own. It draws plain figures: the notebook's one live figure is left to the
-    piece that scrubs.
+    The learning-rate slider goes over the sweep that was run. Every method is then shown at that rate, not at
+    the one it was tuned to; a method that was not tried there keeps its own. Figures are plain ones: the
+    notebook's one live figure is left to the piece that scrubs.
+
+    Parameters
+    ----------
+    race : Race, iterable of History, or path
+        A race, its histories, or its folder, as for `report`.
+
+    Raises
+    ------
+    ValueError
+        Where no history has a round, or `race` is something else.
+    FileNotFoundError
+        Where the folder holds no run.
     """
 
     def __init__(self, race: Any) -> None:

@@ -27,12 +27,23 @@ TURN = 0.02
 class Stepper(Panel):
     """A bench under the reader's hands.
 
-    bench: any `Bench`; one without a `Spectrum` hook gets one. module: whose spectrum is drawn at first;
-    default the one with the largest update. live: as for `Canvas`.
-
     Moving the slider looks at an earlier round: nothing is trained and nothing is forgotten. *Rewind to here*
     takes the bench back to it. *Run* trains one round per turn of the kernel's event loop, so that *Pause*
     and the slider answer between rounds. Every button is a method too (`next_round`, `run`, …).
+
+    Parameters
+    ----------
+    bench : Bench
+        One without a `Spectrum` hook gets one.
+    module : str, optional
+        Whose spectrum is drawn at first. Default: the one with the largest update.
+    live : bool or "auto", default "auto"
+        As for `Canvas`.
+
+    Raises
+    ------
+    ValueError
+        Where the bench adapts no such module.
     """
 
     def __init__(self, bench: Bench, module: str | None = None, live: Live = "auto") -> None:
@@ -89,10 +100,20 @@ class Stepper(Panel):
         self._run_now(1)
 
     def run(self, n: int | None = None) -> None:
-        """Train up to n rounds (default: as many as the field says).
+        """Train up to n rounds.
 
         Inside an event loop, as in a notebook, it returns at once and the rounds follow, one per turn;
         `await stepper.task` waits for them. Elsewhere it returns when they are done.
+
+        Parameters
+        ----------
+        n : int, optional
+            Default: as many as the field says.
+
+        Raises
+        ------
+        RuntimeError
+            Where a run is under way.
         """
         n = self.count.value if n is None else n
         if self.running:
@@ -132,10 +153,17 @@ class Stepper(Panel):
 
     @property
     def running(self) -> bool:
+        """Whether a run is under way."""
         return self.task is not None and not self.task.done()
 
     def refresh(self, newest: bool = False) -> None:
-        """Draw the history as it is now, also after rounds that were run from a cell."""
+        """Draw the history as it is now, also after rounds that were run from a cell.
+
+        Parameters
+        ----------
+        newest : bool, default False
+            Look at the last round; otherwise at the one that was looked at.
+        """
         done = len(self.bench.history)
         if self.bench.method.additive:
             gone = [t for t in range(len(self.bench.ensemble)) if not self.bench.ensemble[t]]
