@@ -15,7 +15,7 @@ from layout import ROOT
 import xgblora_lab
 
 LIMITS = {
-    ".safetensors": 12_000_000,
+    ".safetensors": 6_000_000,
     ".json": 2_000_000,
     ".html": 2_000_000,
     ".svg": 1_000_000,
