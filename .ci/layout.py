@@ -31,7 +31,7 @@ TOP = {
     ".gitignore": "what a checkout keeps to itself",
 }
 
-# The rooms, and the files in them, in the order in which to read them. A file that is not named here comes last.
+# The rooms and their files, in the order in which to read them. A file that is not named comes last.
 ROOMS = {
     "lowrank": "spectra linear booster live_weights ensemble export",
     "tasks": "task rows encoding text pydocs planted matrix models",
