@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -61,6 +62,23 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert set(xgblora_lab.__all__) <= set(dir(xgblora_lab))
     with pytest.raises(AttributeError, match="attribute nothing"):
         _ = xgblora_lab.nothing
+
+
+def test_every_public_method_is_documented_where_it_is_first_declared() -> None:
+    bare = set()
+    for module in map(
+        importlib.import_module, sorted(grimp.build_graph("xgblora_lab", cache_dir=None).modules)
+    ):
+        for cls in vars(module).values():
+            if not inspect.isclass(cls) or cls.__module__ != module.__name__ or cls.__name__.startswith("_"):
+                continue
+            for name, member in vars(cls).items():
+                method = isinstance(member, staticmethod | classmethod | property) or inspect.isfunction(
+                    member
+                )
+                if method and not name.startswith("_") and not inspect.getdoc(getattr(cls, name)):
+                    bare.add(f"{cls.__module__}.{cls.__qualname__}.{name}")
+    assert not bare, "\n".join(sorted(bare))
 
 
 def test_the_readme_names_every_method() -> None:
