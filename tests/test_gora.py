@@ -215,7 +215,11 @@ for spec in sys.argv[2:]:
 def test_two_processes_look_at_one_gradient(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     command += [f"--master-port={free_port()}", str(script), str(tmp_path)]
     command += ["gora:rank=4:r_min=1:passes=2", "lora-ga:rank=4:passes=2"]

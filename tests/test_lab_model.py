@@ -24,7 +24,16 @@ def test_the_card_tells_what_pretraining_measured():
         assert str(measured[key]) in card, key
     assert f"{measured['held_out_bits_per_byte']:.3f} bits per byte" in card
     assert load_model("lab").num_parameters() == measured["parameters"]
-    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 12 * 2**20
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 6 * 2**20
+
+
+def test_it_is_kept_in_bfloat16_and_loads_in_float32():
+    kept = load_file(FOLDER / "model.safetensors")
+    loaded = load_model("lab").state_dict()
+    assert {value.dtype for value in kept.values()} == {torch.bfloat16}
+    assert all(loaded[name].dtype == torch.float32 for name in kept)
+    assert all(torch.equal(loaded[name], value.float()) for name, value in kept.items())
+    assert load_model("lab", dtype="auto").dtype == torch.bfloat16
 
 
 def test_it_predicts_english_better_than_shuffled_english():
@@ -61,6 +70,7 @@ def test_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch):
     pretrain.main(**options, out=tmp_path / "halves", steps=400)
     whole, halves = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "halves"))
     assert whole.keys() == halves.keys()
+    assert {value.dtype for value in whole.values()} == {torch.bfloat16}
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     result = json.loads((tmp_path / "halves" / "model" / "pretraining.json").read_text())
     assert result["held_out_loss_nats"] < result["held_out_curve"][0][1] < 5

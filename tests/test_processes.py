@@ -41,7 +41,11 @@ def free_port() -> int:
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, init, kind):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     command += [f"--master-port={free_port()}", str(script), str(tmp_path / "two"), init, kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

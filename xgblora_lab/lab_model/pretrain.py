@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -102,6 +103,81 @@ def restore(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimi
     return json.loads((folder / "state.json").read_text())
 
 
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, vocab_size: int, hidden: int, layers: int
+) -> LlamaForCausalLM:
+    """A Llama of that width and depth, with heads of 32 and tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=round(8 * hidden / 3),
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def new_optimizer(model: LlamaForCausalLM) -> torch.optim.Optimizer:
+    """AdamW with weight decay on the matrices alone."""
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: see the options of the same names."""
+
+    steps: int
+    batch: int
+    sequence: int
+    peak_lr: float
+    seed: int
+
+
+def train(
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    checkpoint: Path,
+    train_ids: np.ndarray,
+    valid_ids: np.ndarray,
+    plan: Plan,
+) -> None:
+    """Train from `state["step"]` to the plan's end; every 250 steps score, and write `checkpoint`."""
+    device, steps, sequence = model.device, plan.steps, plan.sequence
+    bar = tqdm(range(state["step"], steps), initial=state["step"], total=steps, mininterval=10)
+    began = time.perf_counter() - state["seconds"]
+    for step in bar:
+        rng = np.random.default_rng([plan.seed, step])
+        starts = rng.integers(0, len(train_ids) - sequence, plan.batch)
+        rows = np.stack([train_ids[s : s + sequence] for s in starts]).astype(np.int64)
+        tokens = torch.from_numpy(rows).to(device)  # (N, S)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, plan.peak_lr)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            state["step"], state["seconds"] = step + 1, time.perf_counter() - began
+            state["valid"].append([step + 1, held_out(model, valid_ids, sequence, batches=8)])
+            save(checkpoint, model, optimizer, state)
+
+
 def main(
     corpus: Annotated[Path, typer.Option(help="UTF-8 text to train on; paragraphs separated by blank lines")],
     valid: Annotated[Path, typer.Option(help="held-out UTF-8 text")],
@@ -127,54 +203,18 @@ def main(
     valid_ids = encode(tokenizer, valid, out / "valid.npy")
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        intermediate_size=round(8 * hidden / 3),
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model: LlamaForCausalLM = LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    model: LlamaForCausalLM = new_model(tokenizer, vocab_size, hidden, layers).to(device)  # type: ignore[arg-type]
+    optimizer = new_optimizer(model)
     checkpoint = out / "checkpoint"
     state: dict = {"step": 0, "seconds": 0.0, "valid": []}
     if (checkpoint / "state.json").exists():
         state = restore(checkpoint, model, optimizer)
+    plan = Plan(steps, batch, sequence, peak_lr, seed)
+    train(model, optimizer, state, checkpoint, train_ids, valid_ids, plan)
 
-    bar = tqdm(range(state["step"], steps), initial=state["step"], total=steps, mininterval=10)
-    began = time.perf_counter() - state["seconds"]
-    for step in bar:
-        rng = np.random.default_rng([seed, step])
-        starts = rng.integers(0, len(train_ids) - sequence, batch)
-        rows = np.stack([train_ids[s : s + sequence] for s in starts]).astype(np.int64)
-        tokens = torch.from_numpy(rows).to(device)  # (N, S)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_lr)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            state["step"], state["seconds"] = step + 1, time.perf_counter() - began
-            state["valid"].append([step + 1, held_out(model, valid_ids, sequence, batches=8)])
-            save(checkpoint, model, optimizer, state)
-
-    nats = held_out(model, valid_ids, sequence)
+    # Rounded before it is measured: the numbers are those of the weights that are kept.
+    model.to(torch.bfloat16).save_pretrained(out / "model")  # type: ignore[arg-type]
+    nats = held_out(model.float(), valid_ids, sequence)
     result = {
         "parameters": model.num_parameters(),
         "steps": steps,
@@ -191,7 +231,6 @@ def main(
         "held_out_bits_per_byte": round(nats / math.log(2) * len(valid_ids) / os.path.getsize(valid), 4),
         "held_out_curve": [[s, round(v, 4)] for s, v in state["valid"]],
     }
-    model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     (out / "model" / "pretraining.json").write_text(json.dumps(result, indent=1))
     typer.echo(json.dumps(result))

@@ -1,4 +1,4 @@
-"""The methods, by name. A new one is a file beside this one and a line in `METHODS`."""
+"""How it is tuned: the methods, by name. A new one is a file beside this one and a line in `METHODS`."""
 
 from __future__ import annotations
 
