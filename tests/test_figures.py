@@ -76,8 +76,8 @@ def test_figures_leave_the_history_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", RUN)
 def test_a_saved_history_draws_the_same_figure(name: str, tmp_path) -> None:
     run = history(rounds=6, diverged_at=4)
-    run.save(tmp_path / "history.json")
-    again = History.load(tmp_path / "history.json")
+    run.save(tmp_path / "history.jsonl")
+    again = History.load(tmp_path / "history.jsonl")
     first, second = RUN[name](run), RUN[name](again)
     assert first.text == second.text
     assert first.plot.to_json() == second.plot.to_json()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from xgblora_lab.files import plain, write_json
+from xgblora_lab.files import plain, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,6 +201,10 @@ class Round:
         names = [f.name for f in dataclasses.fields(self)]
         return {name: plain(getattr(self, name)) for name in names}
 
+    def to_line(self) -> str:
+        """The record as a line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False) + "\n"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
         """The round that `to_dict` wrote.
@@ -310,13 +314,20 @@ class History:
         rounds = [Round.from_dict(r) for r in values["rounds"]]
         return cls(values["method"], RunSettings.from_dict(values["settings"]), rounds, scores)
 
+    def to_lines(self) -> str:
+        """The history as JSON lines: what is common to all rounds, then a line for each round."""
+        common = {k: v for k, v in self.to_dict().items() if k != "rounds"}
+        return json.dumps(common, allow_nan=False) + "\n" + "".join(r.to_line() for r in self.rounds)
+
     def save(self, path: str | Path) -> None:
-        """Write the history as JSON, whole or not at all."""
-        write_json(path, self.to_dict())
+        """Write the history as JSON lines, whole or not at all."""
+        write_text(Path(path), self.to_lines())
 
     @classmethod
     def load(cls, path: str | Path) -> History:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or what `Checkpoint` appends to.
+
+        A last line that is not whole (its writer was killed) is no round and is left out.
 
         Raises
         ------
@@ -325,7 +336,9 @@ class History:
         KeyError, TypeError, ValueError
             Where the file is no history: see `from_dict`.
         """
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        first, *lines = Path(path).read_text(encoding="utf-8").split("\n")
+        rounds = [json.loads(line) for line in lines[:-1]]
+        return cls.from_dict({**json.loads(first), "rounds": rounds})
 
 
 def short_name(name: str | Path) -> str:

@@ -28,7 +28,7 @@ class Section:
 def histories(source: Source) -> list[History]:
     """The histories in a History, a Race, a run's folder, a race's folder, a JSON file, or a list of these.
 
-    A folder holds `race.json` or `history.json`, or folders that do. FileNotFoundError where there is
+    A folder holds `race.json` or `history.jsonl`, or folders that do. FileNotFoundError where there is
     neither, ValueError where a file is not a history.
     """
     if isinstance(source, History):
@@ -45,13 +45,13 @@ def histories(source: Source) -> list[History]:
 def _read(path: Path) -> list[History]:
     if path.is_file():
         return _parse(path)
-    for name in ("race.json", "history.json"):
+    for name in ("race.json", "history.jsonl"):
         if (path / name).is_file():
             return _parse(path / name)
-    found = sorted(path.rglob("history.json")) if path.is_dir() else []
+    found = sorted(path.rglob("history.jsonl")) if path.is_dir() else []
     if not found:
         raise FileNotFoundError(
-            f"No run in {path}: it holds neither race.json nor history.json. Give the folder that "
+            f"No run in {path}: it holds neither race.json nor history.jsonl. Give the folder that "
             "Checkpoint(folder), History.save or a race wrote."
         )
     return [history for file in found for history in _parse(file)]
@@ -59,8 +59,9 @@ def _read(path: Path) -> list[History]:
 
 def _parse(path: Path) -> list[History]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Race.from_dict(values).histories if "histories" in values else [History.from_dict(values)]
+        if path.suffix == ".jsonl":
+            return [History.load(path)]
+        return Race.from_dict(json.loads(path.read_text(encoding="utf-8"))).histories
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not the history of a run or a race: {str(error).rstrip('.')}."
