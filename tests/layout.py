@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 from collections import Counter
 from pathlib import Path
+
+from xgblora_lab.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- layout -->\n", "<!-- /layout -->\n"
@@ -77,9 +78,7 @@ def split(readme: str) -> tuple[str, str, str]:
 def main() -> None:
     path = ROOT / "README.md"
     before, _, after = split(path.read_text(encoding="utf-8"))
-    partial = path.with_name("README.md.partial")
-    partial.write_text(before + START + layout(files()) + END + after, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, before + START + layout(files()) + END + after)
 
 
 if __name__ == "__main__":
