@@ -107,8 +107,8 @@ def gallery(
 def broken_links(pages: Iterable[str | Path]) -> list[str]:
     """List the links (`href` and `src`) of HTML files that lead nowhere, in one sentence each.
 
-    A link to a file must find the file, and where it names a part of an HTML file, that part. Only the form of
-    a network address is checked: nothing is fetched.
+    A link to a file must find the file, and where it names a part of an HTML file, that part. Only the form
+    of a network address is checked: nothing is fetched.
     """
     read: dict[Path, _Page] = {}
 
