@@ -25,10 +25,19 @@ class Section:
 
 
 def histories(source: Source) -> list[History]:
-    """The histories in a History, a Race, a run's folder, a race's folder, a JSON file, or a list of these.
+    """Read the histories in a source.
 
-    A folder holds `race.json` or `history.json`, or folders that do. FileNotFoundError where there is
-    neither, ValueError where a file is not a history.
+    Parameters
+    ----------
+    source : History, Race, str, Path or a list of these
+        A path leads to a JSON file, or to a folder that holds `race.json` or `history.json`, or such folders.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no run in a folder.
+    ValueError
+        A file is not a history, or `source` is something else.
     """
     if isinstance(source, History):
         return [source]
@@ -66,9 +75,19 @@ def _parse(path: Path) -> list[History]:
 
 
 def sections(runs: list[History], cells: Any = None) -> list[Section]:
-    """Every figure that the histories allow: the race first where there is one, then one run per label.
+    """Draw every figure that the histories allow: first the race, where there is one, then one run per label.
 
-    `cells`: the table of `figures.boosting_map`, where there is one.
+    Parameters
+    ----------
+    runs : list of History
+        At least one.
+    cells : DataFrame, optional
+        The table of `figures.boosting_map`.
+
+    Raises
+    ------
+    ValueError
+        There is no history.
     """
     if not runs:
         raise ValueError("A report needs at least one history: give a run's folder or [bench.history].")
@@ -125,7 +144,7 @@ def _gains_differ(run: History) -> bool:
 
 
 def settings_table(runs: list[History]) -> Mapping[str, str]:
-    """Setting → its value, or its values by label where runs differ. Long values are left out."""
+    """Map each setting to its value, or to its values where runs differ. Long values are left out."""
     flat = [{**run.settings, **_mapping(run.settings.get("options"))} for run in runs]
     hidden = {"options", "versions", "chosen", "truth_spectrum", "left_out", "label", "floor"}
     names = [n for n in dict.fromkeys(n for values in flat for n in values) if n not in hidden]
@@ -137,7 +156,7 @@ def settings_table(runs: list[History]) -> Mapping[str, str]:
 
 
 def versions(runs: list[History]) -> Mapping[str, str]:
-    """Package → version, as the runs recorded them, and of what drew the page."""
+    """Map each package to its version, as the runs recorded it, and the packages that drew the page."""
     import plotly
 
     from xgblora_lab import __version__
