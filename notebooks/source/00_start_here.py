@@ -142,7 +142,7 @@ say(
 # A self-test, in the order in which the course needs things. Every part either says what it found or stops
 # with a sentence.
 #
-# First training: a small matrix is to be found, round by round. It starts at zero. Each booster has
+# First, training: find a small matrix, round by round. The update starts at zero. Each booster has
 # rank 1, so that after *t* rounds the update has rank *t*.
 
 # %%
@@ -182,8 +182,8 @@ assert torch.equal(loaded.update("matrix"), update), "What was saved is not what
 say("Gone back, trained again to the same bits, saved and loaded: the same update each time.")
 
 # %% [markdown]
-# A figure. Drag the slider below it: it goes through the rounds, and needs no kernel for that. Below the
-# figure stands what it shows, in words.
+# A figure. Drag the slider below it to go through the rounds; this needs no kernel. The text below the
+# figure says in words what it shows.
 
 # %%
 figures.spectrum(bench.history, "matrix")

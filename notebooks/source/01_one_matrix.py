@@ -493,7 +493,7 @@ pd.DataFrame(
 #
 # The longest rounds give too few boosters. Towards the short end the gain runs out: a fresh Adam's first
 # steps are as long as the learning rate, however small the gradient (section 8 shows it), and very short
-# rounds are all first steps. They stir while they fit.
+# rounds consist of such steps only. These steps overshoot, so they add noise to what they fit.
 #
 # Now be fair. LoRA at *full* rank has no tail to stop at either.
 

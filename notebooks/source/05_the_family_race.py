@@ -182,7 +182,7 @@ print(
 
 # %% [markdown]
 # The first step is the update after one step: most methods start with B = 0, or subtract their start from the
-# weight. GoRA does not, so there we subtract the update after a step of no length.
+# weight. GoRA does not, so for GoRA we subtract the update after a step with learning rate 0.
 #
 # **Question.** Same batch, same learning rate, Adam. Full fine-tuning moves every weight by one learning
 # rate. By how much does LoRA move them? Which of its descendants moves them furthest, and by what factor?
