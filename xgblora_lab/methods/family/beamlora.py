@@ -39,8 +39,8 @@ class BeamLoRA(LoRA):
 
     The update is s·B diag(r·softmax(scores/tau)) A, with one trained score per rank, 0 at the start (so it
     starts as LoRA). An event finds the weak ranks: all but the largest gates, which together make up the
-    share p of all gates. Each takes the factors that a strong rank of its module had half a period ago, and both take
-    the mean of their scores. An event changes the function. Defaults are the released script's.
+    share p of all gates. Each takes the factors that a strong rank of its module had half a period ago, and
+    both take the mean of their scores. An event changes the function. Defaults are the released script's.
 
     tau: temperature of the softmax; lower makes the competition fiercer.
     top_p: p at the start; it rises to 1, where nothing is weak, along a half cosine.

@@ -26,7 +26,7 @@ class GoRA(LoRAPlus):
 
     With the mean gradient G of a module: its importance is mean|W∘G| (W∘G entry by entry), its rank its share
     of the budget Σ√(d+k)·rank over √(d+k), and B₀ = −ξ G A₀ᵀ(A₀A₀ᵀ)⁻¹, so that s·B₀A₀ is −G projected on
-    A₀'s rows, with about gamma times the norm of G. The minus is the paper's; later code of the authors lost it.
+    A₀'s rows, with about gamma times the norm of G. The minus is the paper's; later code lost it.
 
     rank: the mean rank that the budget is made of; alpha: as in LoRA, over each module's own rank.
     r_min, r_max: bounds of a module's rank; None means rank/2 and 4·rank (4 and 32 for 8, as the authors).

@@ -1,7 +1,7 @@
 """LoRA-Pro: steps of A and B whose joint effect on W is as close as it can be to full fine-tuning's
 (arXiv 2407.18242).
 
-For W + s·B A with gradient G of W, steps hA, hB move W along s(B hA + hB A). The nearest to G that they reach is
+For W + s·B A with gradient G of W, steps hA, hB move W along s(B hA + hB A). The nearest they reach is
 G − (I − P_B) G (I − P_A), where P_B projects on B's columns and P_A on A's rows. It is reached with the
 gradients gA = s BᵀG and gB = s G Aᵀ alone; G is never needed.
 """
