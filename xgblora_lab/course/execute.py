@@ -118,6 +118,12 @@ def run_notebook(
         write_text(output, nbformat.writes(notebook))
     if html is not None:
         write_text(html, to_html(notebook, title=Path(name).stem))
+    return _executed(notebook, output, html, usage)
+
+
+def _executed(
+    notebook: NotebookNode, output: str | Path | None, html: str | Path | None, usage: Mapping[str, float]
+) -> Executed:
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     peak = usage.get("peak_bytes")
     return Executed(
