@@ -224,8 +224,7 @@ def function(
     tolerance : float, default 1e-3
         As for `array`.
     hints : iterable of pairs, optional
-        A function that makes a typical mistake and one sentence; the first that always agrees with the
-        reader's is meant.
+        A function that makes a typical mistake and one sentence; it must agree with the reader's in all cases.
     because : str, optional
         Sentence that is shown with a right answer.
     """
@@ -262,8 +261,7 @@ def function(
     if wrong is None:
         return Verdict(exercise, "right", because)
 
-    hint = _hint(hints, lambda mistake: _same(mistake, results, tolerance))
-    return Verdict(exercise, "wrong", hint or wrong.rstrip())
+    return Verdict(exercise, "wrong", _hint(hints, lambda f: _same(f, results, tolerance)) or wrong.rstrip())
 
 
 def _same(mistake: Any, results: list[tuple[Sequence[Any], np.ndarray]], tolerance: float) -> bool:
