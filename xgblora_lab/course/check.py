@@ -224,7 +224,7 @@ def function(
     tolerance : float, default 1e-3
         As for `array`.
     hints : iterable of pairs, optional
-        A function that makes a typical mistake and one sentence; it must agree with the reader's in all cases.
+        A function that makes a typical mistake and one sentence; it must always agree with the reader's.
     because : str, optional
         Sentence that is shown with a right answer.
     """
