@@ -21,7 +21,7 @@ import typer
 from typer.testing import CliRunner
 
 from xgblora_lab import cli
-from xgblora_lab.course import notebooks
+from xgblora_lab.course import sources
 
 SOURCE = """\
 # %% [markdown]
@@ -42,7 +42,7 @@ def package(root: Path, *, clone: bool) -> Path:
     (home / "source").mkdir(parents=True)
     (home / "source" / "01_first.py").write_text(SOURCE)
     (home / "source" / "02_second.py").write_text(SOURCE)
-    notebooks.build(home)
+    sources.build(home)
     if not clone:
         (root / "xgblora_lab").mkdir()
         home.rename(root / "xgblora_lab" / "_notebooks")
@@ -52,9 +52,7 @@ def package(root: Path, *, clone: bool) -> Path:
 @pytest.fixture(params=["clone", "wheel"])
 def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with the package laid out as a clone or as a wheel."""
-    monkeypatch.setattr(
-        notebooks, "_PACKAGE", package(tmp_path / "installed", clone=request.param == "clone")
-    )
+    monkeypatch.setattr(sources, "_PACKAGE", package(tmp_path / "installed", clone=request.param == "clone"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -150,9 +148,9 @@ def test_run_lists_parameters_and_protects_its_input(
     assert call(monkeypatch, "run", "first", "--list") == 0
     assert "rounds: int = 3  # how many" in capsys.readouterr().out
     mine = here / "mine.ipynb"
-    mine.write_bytes(notebooks.find("2").read_bytes())
+    mine.write_bytes(sources.find("2").read_bytes())
     assert call(monkeypatch, "run", "mine.ipynb", "-o", "mine.ipynb") == 2
-    assert mine.read_bytes() == notebooks.find("2").read_bytes()
+    assert mine.read_bytes() == sources.find("2").read_bytes()
 
 
 def test_report_writes_a_page(
@@ -194,13 +192,13 @@ def test_open_headless_executes_and_keeps_the_readers_files(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = here / "xgblora-notebooks" / "02_second.ipynb"
-    if not notebooks.in_clone():
+    if not sources.in_clone():
         own.parent.mkdir()
         own.write_text("my work")
     assert call(monkeypatch, "open", "--headless") == 0
     assert "runs/01_first.ipynb and runs/01_first.html" in capsys.readouterr().out.replace("\\", "/")
     assert nbformat.read(here / "runs" / "01_first.ipynb", as_version=4).cells[-1].outputs[0].text == "ci 3\n"
-    if notebooks.in_clone():
+    if sources.in_clone():
         assert not own.parent.exists()
     else:
         assert own.read_text() == "my work"
@@ -230,7 +228,7 @@ def test_open_starts_jupyterlab_on_the_notebook(tmp_path: Path, monkeypatch: pyt
     source.write_text(SOURCE)
     notebook = tmp_path / "notes" / "01_first.ipynb"
     notebook.parent.mkdir()
-    notebook.write_text(notebooks.text(notebooks.convert(source)))
+    notebook.write_text(sources.text(sources.convert(source)))
     command = [
         sys.executable,
         "-m",

@@ -92,7 +92,8 @@ def test_save_and_load_keep_every_bit(tmp_path):
     assert loaded[1] == {}
     for one, other in zip(ensemble.factors("m"), loaded.factors("m"), strict=True):
         assert torch.equal(one, other)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]  # nothing half-written beside it
+    assert not list((tmp_path / "e").rglob(".*"))
     assert not list(tmp_path.rglob("*.p*kl*"))
     ensemble.save(tmp_path / "e")  # its own folder may be replaced
     (tmp_path / "letters").mkdir()

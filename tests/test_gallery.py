@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xgblora_lab.course import notebooks
+from xgblora_lab.course import sources
 from xgblora_lab.course.execute import NotebookError
 from xgblora_lab.course.gallery import Lesson, broken_links, gallery, lesson
 
@@ -37,11 +37,11 @@ def write(path: Path, *markdown: str, code: str = "profile") -> Path:
 
 def test_a_notebook_tells_its_title_question_and_time(tmp_path: Path) -> None:
     full = write(tmp_path / "a.ipynb", "[badge](https://example.org)", HEAD)
-    assert lesson(notebooks.read(full)) == Lesson("One & one", "What is one and one?", "About 5 minutes")
-    assert lesson(notebooks.read(write(tmp_path / "b.ipynb", "# Bare\n\n**Not** a *question*"))) == Lesson(
+    assert lesson(sources.read(full)) == Lesson("One & one", "What is one and one?", "About 5 minutes")
+    assert lesson(sources.read(write(tmp_path / "b.ipynb", "# Bare\n\n**Not** a *question*"))) == Lesson(
         "Bare", "", ""
     )
-    assert lesson(notebooks.read(write(tmp_path / "c.ipynb", "no heading"))) == Lesson("", "", "")
+    assert lesson(sources.read(write(tmp_path / "c.ipynb", "no heading"))) == Lesson("", "", "")
 
 
 def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_a_gallery_cannot_be_made_of(tmp_path: Path) -> None:
 
 
 def test_the_gallery_takes_the_instructors_notebooks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    monkeypatch.setattr(sources, "folder", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no notebooks in .+instructor"):
         gallery(tmp_path / "site", progress=False)
     (tmp_path / "instructor").mkdir()

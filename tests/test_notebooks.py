@@ -13,8 +13,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from xgblora_lab.course import notebooks
-from xgblora_lab.course import sources as course
+from xgblora_lab.course import sources
 from xgblora_lab.course.execute import Executed, run_notebook
 from xgblora_lab.course.gallery import lesson
 from xgblora_lab.course.parameters import parameters_of
@@ -37,8 +36,8 @@ def cells(path: Path, tag: str) -> list[nbformat.NotebookNode]:
 
 
 def test_the_notebooks_are_current() -> None:
-    wrong = [path.relative_to(HOME).as_posix() for path in notebooks.stale(HOME)]
-    assert not wrong, f"run `python -m xgblora_lab.course.notebooks`: {', '.join(wrong)}"
+    wrong = [path.relative_to(HOME).as_posix() for path in sources.stale(HOME)]
+    assert not wrong, f"run `python -m xgblora_lab.course.sources`: {', '.join(wrong)}"
     assert [path.name for path in STUDENTS] == [path.name for path in INSTRUCTORS]
 
 
@@ -207,7 +206,7 @@ def test_the_first_code_cell_installs_on_colab_alone_and_once(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
     if colab:
         monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    exec(course.opening("notebooks/01_a.ipynb", instructor=False)[1].source, {})
+    exec(sources.opening("notebooks/01_a.ipynb", instructor=False)[1].source, {})
     assert bool(calls) == (colab and not there)
     if calls:
         (command,), options = calls[0]
@@ -258,34 +257,34 @@ def folder(root: Path, source: str = SOURCE) -> tuple[Path, Path, Path]:
 
 def test_building_depends_on_the_source_alone(tmp_path: Path) -> None:
     source, student, instructor = folder(tmp_path)
-    assert notebooks.stale(tmp_path) == [student, instructor]
-    assert notebooks.build(tmp_path) == [student, instructor]
+    assert sources.stale(tmp_path) == [student, instructor]
+    assert sources.build(tmp_path) == [student, instructor]
     first = student.read_bytes(), instructor.read_bytes()
-    assert notebooks.build(tmp_path) == []
-    assert notebooks.stale(tmp_path) == []
+    assert sources.build(tmp_path) == []
+    assert sources.stale(tmp_path) == []
     before = nbformat.read(student, as_version=4).cells
     assert len({cell.id for cell in before}) == len(before) == 7
 
     source.write_text(SOURCE.replace("Title", "Other title"), encoding="utf-8")
-    assert notebooks.stale(tmp_path) == [student, instructor]
-    notebooks.build(tmp_path)
+    assert sources.stale(tmp_path) == [student, instructor]
+    sources.build(tmp_path)
     changed = nbformat.read(student, as_version=4).cells
     same = [a.id == b.id for a, b in zip(before, changed, strict=True)]
     assert same == [True, True, False, True, True, True, True]
 
     source.write_text(SOURCE.replace("y = 2 * x", "y = x + x"), encoding="utf-8")
-    notebooks.build(tmp_path)
+    sources.build(tmp_path)
     assert student.read_bytes() == first[0]  # a solution is no business of the student's
     assert instructor.read_bytes() != first[1]
 
     source.write_text(SOURCE, encoding="utf-8")
-    notebooks.build(tmp_path)
+    sources.build(tmp_path)
     assert (student.read_bytes(), instructor.read_bytes()) == first
 
 
 def test_one_source_makes_the_students_and_the_instructors_notebook(tmp_path: Path) -> None:
     _, student, instructor = folder(tmp_path)
-    notebooks.build(tmp_path)
+    sources.build(tmp_path)
     (blank,), (solved,) = cells(student, "exercise"), cells(instructor, "exercise")
     head = 'def f(x):\n    """Twice x."""\n    '
     assert blank.source == head + "return None  # your answer\n\n\nanswer = None  # your answer: a number"
@@ -321,9 +320,9 @@ CELL = '# %% tags=["exercise"]\n'
 def test_a_broken_exercise_is_refused_with_the_file_and_the_cell(tmp_path: Path, text: str, why: str) -> None:
     source, _, _ = folder(tmp_path, text + "\n")
     with pytest.raises(ValueError, match=rf"01_a\.py: The cell `.+{re.escape(why)}"):
-        notebooks.convert(source, instructor="instructor finds" in why)
+        sources.convert(source, instructor="instructor finds" in why)
     with pytest.raises(ValueError, match=r"01_a\.py"):
-        notebooks.build(tmp_path)
+        sources.build(tmp_path)
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
@@ -333,8 +332,8 @@ def test_a_notebook_without_a_source_is_stale_and_left_alone(tmp_path: Path, whe
     orphan = tmp_path / where / "09_orphan.ipynb"
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_text("mine")
-    assert notebooks.stale(tmp_path) == [orphan]
-    assert notebooks.build(tmp_path) == []
+    assert sources.stale(tmp_path) == [orphan]
+    assert sources.build(tmp_path) == []
     assert orphan.read_text() == "mine"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from synthetic import history, race
 from test_report import contents, outline
 from typer.testing import CliRunner
@@ -37,8 +38,8 @@ def test_a_slide_says_in_words_what_it_shows_beside_its_keys(tmp_path: Path) -> 
     run = history(rounds=5)
     text = slides(run, tmp_path / "slides.html").read_text(encoding="utf-8")
     for name in ("loss", "spectrum", "ranks", "alignment", "gains", "costs"):
-        twin = getattr(figures, name)(run).text.replace("'", "&#x27;")
-        assert f"<figcaption>{twin}</figcaption>" in text
+        twin = getattr(figures, name)(run).text
+        assert f"<figcaption>{escape(twin)}</figcaption>" in text
     assert "<kbd>→</kbd>" in text
 
 

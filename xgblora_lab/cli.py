@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -95,11 +95,11 @@ def open_(
     notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is. Stop
     it with Ctrl-C.
     """
-    from xgblora_lab.course import notebooks
+    from xgblora_lab.course import sources
 
-    path = notebooks.find(notebook)
-    if path.parent == notebooks.folder():
-        path = notebooks.working_copy() / path.name
+    path = sources.find(notebook)
+    if path.parent == sources.folder():
+        path = sources.working_copy() / path.name
     if headless:
         _execute(path, {"profile": "ci"}, Path("runs") / path.name, html=True, timeout=600)
     else:
@@ -140,10 +140,10 @@ def run(
     An unknown parameter, a value of the wrong type, a cell that takes too long and an error hidden in a
     widget each end the run with a sentence.
     """
-    from xgblora_lab.course import notebooks
+    from xgblora_lab.course import sources
     from xgblora_lab.course.parameters import parameters_of
 
-    path = notebooks.find(notebook)
+    path = sources.find(notebook)
     if list_:
         for name, p in parameters_of(path).items():
             typer.echo(
@@ -403,17 +403,25 @@ def _positive(text: str) -> float:
 
 
 def main() -> None:
-    """The console script: an error that the library explains is one sentence and exit code 2."""
-    from xgblora_lab.course.execute import NotebookError
-
+    """Run the console script: an error that the library explains is one sentence and exit code 2."""
     try:
         app()
-    except (FileNotFoundError, NotebookError, ValueError) as error:
-        if _options["traceback"]:
-            sys.stderr.write(getattr(error, "traceback", ""))  # the kernel's, for a notebook
+    except (FileNotFoundError, ValueError) as error:
+        _refuse(error)
+    except RuntimeError as error:
+        from xgblora_lab.course.execute import NotebookError  # here, so that `--help` stays quick
+
+        if not isinstance(error, NotebookError):
             raise
-        sys.stderr.write(f"xgblora-lab: {error}\n")
-        raise SystemExit(2) from None
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    if _options["traceback"]:
+        sys.stderr.write(getattr(error, "traceback", ""))  # the kernel's, for a notebook
+        raise error
+    sys.stderr.write(f"xgblora-lab: {error}\n")
+    raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

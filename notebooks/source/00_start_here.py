@@ -56,7 +56,7 @@ from IPython.display import Markdown, display
 
 import xgblora_lab
 from xgblora_lab import Bench, Ensemble, Spectrum, XGBLoRA, check, figures, load, matrix
-from xgblora_lab.course import notebooks
+from xgblora_lab.course import sources
 from xgblora_lab.course.gallery import lesson
 from xgblora_lab.course.parameters import parameters_of
 
@@ -142,7 +142,7 @@ say(
 # A self-test, in the order in which the course needs things. Every part either says what it found or stops
 # with a sentence.
 #
-# First training: a small matrix is to be found, round by round. It starts at zero. Each booster has
+# First, training: find a small matrix, round by round. The update starts at zero. Each booster has
 # rank 1, so that after *t* rounds the update has rank *t*.
 
 # %%
@@ -182,8 +182,8 @@ assert torch.equal(loaded.update("matrix"), update), "What was saved is not what
 say("Gone back, trained again to the same bits, saved and loaded: the same update each time.")
 
 # %% [markdown]
-# A figure. Drag the slider below it: it goes through the rounds, and needs no kernel for that. Below the
-# figure stands what it shows, in words.
+# A figure. Drag the slider below it to go through the rounds; this needs no kernel. The text below the
+# figure says in words what it shows.
 
 # %%
 figures.spectrum(bench.history, "matrix")
@@ -227,8 +227,8 @@ say(f"**Everything works here.** The self-test took {time.perf_counter() - start
 
 # %%
 rows = ["| notebook | the question | time | you need |", "| --- | --- | --- | --- |"]
-for path in notebooks.shipped():
-    notebook = notebooks.read(path)
+for path in sources.shipped():
+    notebook = sources.read(path)
     about = lesson(notebook)
     head = next(c.source for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# "))
     need = re.search(r"\*\*You need\.\*\* (.+?)(?:\n\s*\n|$)", head, flags=re.DOTALL)
@@ -257,7 +257,7 @@ display(Markdown("\n".join(rows)))
 # same without opening the notebook.
 
 # %%
-for path in notebooks.shipped():
+for path in sources.shipped():
     print(f"{path.stem:24}", ", ".join(parameters_of(path)))
 
 # %% [markdown]
@@ -297,7 +297,7 @@ say("The matrix is all zeros again, as it was at the start.")
 
 # %%
 print("\n".join(metadata.metadata("xgblora_lab").get_all("Project-URL") or ["no address known"]))
-print("the notebooks lie in:", notebooks.folder().name)
+print("the notebooks lie in:", sources.folder().name)
 
 # %% [markdown]
 # ## What to take away

@@ -255,7 +255,7 @@ pd.DataFrame(
 ).rename_axis("rank")
 
 # %% [markdown]
-# LoRA of rank *r* runs down to the tail of rank *r* and stays there. That is both good and bad news. Good:
+# LoRA of rank *r* goes down to the tail of rank *r* and stays there. That is both good and bad news. Good:
 # Adam finds the best update of its rank, although the problem in B and A is not convex. Bad: once on the
 # tail, more steps do nothing. The only way down is a higher rank, and the rank was fixed before training
 # began. At full rank there is no tail to stop at, and the curve leaves the figure at the bottom.
@@ -493,7 +493,7 @@ pd.DataFrame(
 #
 # The longest rounds give too few boosters. Towards the short end the gain runs out: a fresh Adam's first
 # steps are as long as the learning rate, however small the gradient (section 8 shows it), and very short
-# rounds are all first steps. They stir while they fit.
+# rounds consist of such steps only. These steps overshoot, so they add noise to what they fit.
 #
 # Now be fair. LoRA at *full* rank has no tail to stop at either.
 
@@ -570,11 +570,11 @@ pd.DataFrame(
 ).T.rename_axis("shrinkage")
 
 # %% [markdown]
-# A saw. The booster digs down, the merge throws part of it away, and the loss jumps up. Without shrinkage a
-# merge changes nothing: one booster's curve goes on where the last one's ended.
+# The curve is a saw. A booster lowers the loss, the merge throws part of this away, and the loss jumps up.
+# Without shrinkage a merge changes nothing: one booster's curve goes on where the last one's ended.
 #
-# On this problem, with these rounds, shrinkage only costs. Nothing is learned here about noisy data, where
-# it has its reason.
+# On this problem, with these rounds, shrinkage only costs. It says nothing about noisy data, which shrinkage
+# is made for.
 
 # %% [markdown]
 # ### Exercise 7.1 · What shrinkage leaves

@@ -16,7 +16,7 @@
 # *What happens in a round?*
 #
 # The last notebook had one matrix. This one has a small language model with many. Each of them could get a
-# booster, and nobody says which one should.
+# booster, and nobody tells us which one should.
 #
 # **You will be able to**
 #
@@ -318,9 +318,9 @@ figures.alignment(bench.history)
 # Not far from 1. In the space of weights little has been found. How can the answers be so much closer while
 # the weights are not?
 #
-# A weight acts only through its inputs: *y* = *Wx*. Directions that the inputs do not use can be as wrong
-# as they like. No loss will ever see it. So measure the same distance again, but on the inputs that the
-# module really gets.
+# A weight acts only through its inputs: *y* = *Wx*. Directions that the inputs do not use can be completely
+# wrong, and no loss will ever see it. So measure the same distance again, but on the inputs that the module
+# really gets.
 
 # %%
 seen: list[torch.Tensor] = []
@@ -541,12 +541,12 @@ check.number(
 
 # %% [markdown] tags=["solution"]
 # Gains when trained share out the whole fall of the loss among the rounds: each round begins where the last
-# one ended. Rises do not add up to it. Two boosters that do the same thing twice are both missed little when
-# the other one stays, and much when both go. Boosted trees have the same trouble with the importance of
+# one ended. Rises do not add up to it. If two boosters do the same thing, leaving out one of them costs
+# little and leaving out both costs much. Boosted trees have the same trouble with the importance of
 # features that resemble each other.
 
 # %% [markdown]
-# `bench.drop(t)` takes a round out for good. Drop the one that is missed least.
+# `bench.drop(t)` takes a round out for good. Drop the one without which the loss rises least.
 
 # %%
 bench.drop(least)
@@ -767,8 +767,8 @@ if edges:
 # %% [markdown]
 # Read it fairly, in both directions. It is one seed on one small task, and small differences may be chance.
 # Large ones are not. Every pair of LoRA is trained in every step. A booster has the steps of its own round
-# only, and half of the modules wait while it trains. Where steps are what you are short of, LoRA has the
-# better cards, also at low rank.
+# only, and half of the modules wait while it trains. If steps are scarce, LoRA is the better
+# choice, also at low rank.
 #
 # What boosting has is the lowest peak, no rank to fix in advance, and rounds that can be looked at, taken
 # back and left out.
@@ -911,7 +911,7 @@ say(
 # - Rewinding is exact, because the bench replays and never subtracts.
 # - One by one in bfloat16, small merges get lost. Keep the factors; round once.
 # - The ensemble is an ordinary PEFT adapter or an ordinary checkpoint whenever you want.
-# - At equal steps LoRA has the better cards on this task. Boosting has the lower peak.
+# - At equal steps LoRA is the better choice on this task. Boosting has the lower peak.
 #
 # **Try it.** Set `strength` to 0.5: what happens to section 6? Give every round all four modules
 # (`modules_per_round=4`): does the planted module get a larger share in section 7? In section 11 raise the

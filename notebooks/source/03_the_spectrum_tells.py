@@ -169,7 +169,7 @@ say(
 )
 
 # %% [markdown]
-# A spectrum of the right shape is a good sign, and not more than that. Singular values say how *strong* the
+# A spectrum of the right shape is a good sign, but no more than that. Singular values say how *strong* the
 # directions of an update are. They do not say which directions they are. That is section 5.
 
 # %% [markdown]
@@ -196,9 +196,9 @@ say(
 )
 
 # %% [markdown]
-# The bound is *r* × the times that the module was chosen, and that is all the numerical rank tells: random
-# factors are never exactly dependent, so it counts rounds. It would read the same if nothing had been
-# learned. The other two weigh the directions. Compare *them* with the planted update.
+# The bound is *r* × the times that the module was chosen, and the numerical rank tells no more than that:
+# random factors are never exactly dependent, so it counts rounds. It would read the same if nothing had
+# been learned. The other two weigh the directions. Compare *them* with the planted update.
 #
 # With more rounds the numerical rank grows past the rank of what was planted. No round knows when to stop.
 
@@ -308,7 +308,7 @@ check.number(
 
 # %% [markdown] tags=["solution"]
 # A fixed direction has squared cosines with the *d* vectors of a basis that add up to 1. So a random
-# subspace of *k* of *d* dimensions holds *k/d* of it on average. The larger the weight, the less can chance
+# subspace of *k* of *d* dimensions holds *k/d* of it on average. The larger the weight, the less chance can
 # do. A measured alignment means nothing without this number beside it.
 
 # %% [markdown]
@@ -571,8 +571,8 @@ say(
 # All three updates share leading directions to a degree that chance cannot explain, and none is the same as
 # another.
 #
-# Note the third row. Full fine-tuning is a yardstick that is bent itself: at this budget it has not found
-# all of the planted directions either. *Far from full fine-tuning* and *wrong* are two different things.
+# Note the third row. Full fine-tuning is not a perfect yardstick: at this budget it has not found all of the
+# planted directions either. *Far from full fine-tuning* and *wrong* are two different things.
 # Where we do not know the truth, we cannot tell them apart.
 
 # %% [markdown]
@@ -628,7 +628,7 @@ say(
 # flat spectrum has a high floor, so boosting gets there early. A steep spectrum has next to nothing behind
 # the first few directions: there the floor is low, and LoRA is hard to beat.
 #
-# So is it boosting that wins, or a rank that is too low that loses? The same runs were made with LoRA at
+# So does boosting win, or does a rank that is too low lose? The same runs were made with LoRA at
 # the full rank of the matrix.
 #
 # **Question.** In how many cells does boosting end lower than that one?
@@ -684,7 +684,7 @@ check.number(
 # - Right singular values do not make right directions. Measure alignment, and compare it with chance.
 # - Boosting, LoRA and full fine-tuning share leading directions: more than by chance, not all.
 # - At equal steps, LoRA of the right rank gets closer to the truth and to a lower loss. Boosting passes a
-#   LoRA whose rank is too low, if there are steps enough.
+#   LoRA whose rank is too low, if there are enough steps.
 #
 # **Try it.** Cut the same number of steps into twice as many rounds (`runs` in the second cell): does the
 # alignment rise or fall? Set `schedule` to `"linear"` for all methods: who gains most? Set `rank` to 2 and

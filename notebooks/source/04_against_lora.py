@@ -15,9 +15,9 @@
 #
 # *When does boosting win, when does LoRA, and what must be tuned to know?*
 #
-# "Method A beats method B" is quickly said. It has a meaning only with a budget, a tuned learning rate,
-# several seeds, and a score that nobody has looked at before. This notebook builds such a race step by
-# step, and shows what each of its rules is good for.
+# It is easy to say that method A beats method B. This means something only with a budget, a tuned learning
+# rate, several seeds, and a score that nobody has looked at before. This notebook builds such a race step
+# by step, and shows what each of its rules is good for.
 #
 # **You will be able to**
 #
@@ -107,7 +107,7 @@ print("sequences:", ", ".join(f"{size} {split}" for split, size in sizes.items()
 # - **LoRA, rank 1**: trains as many numbers *at one moment*.
 # - **LoRA of a higher rank**, as many as there are rounds: trains as many numbers *in total*.
 #
-# Before a scale is used, it is put to zero. Give both sides the same thing to do: a single round that lasts
+# A scale is set to zero before it is used. So give both sides the same thing to do: a single round that lasts
 # for the whole run **is** LoRA of rank 1.
 #
 # **Question.** Race these two at one learning rate. How far apart will they end?
@@ -152,7 +152,7 @@ say(
 # It looks fair: the same learning rate for every method.
 #
 # **Question.** A booster starts from *B* = 0 in every round, LoRA only once. Which of them needs the larger
-# learning rate? Is there a rate at which the order is another one than elsewhere?
+# learning rate? Is there a rate at which the order differs from that at the others?
 #
 # The next cell is the whole race. It tries every learning rate with every method, and runs the best one
 # again with further seeds. Section 3 needs that. Here we look at the tries alone.

@@ -15,9 +15,9 @@
 #
 # *What do LoRA's descendants change, and does it help?*
 #
-# LoRA has many descendants. Each one changes something: where the pair BA starts, how it steps, who gets
-# how much rank, what is shaken, or how often one starts over. Each paper reports a gain. Here all of them
-# stand on one bench. First you look at the first step of each. Then they race.
+# LoRA has many descendants. Each one changes something: where the pair BA starts, how it steps, which map
+# gets how much rank, what is shaken, or how often it starts over. Each paper reports a gain. Here all of
+# them stand on one bench. First you look at the first step of each. Then they race.
 #
 # **You will be able to**
 #
@@ -109,7 +109,7 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Three traps are in the names alone.
+# The names alone hold three traps.
 #
 # - PEFT's **aLoRA** is *Activated* LoRA. It has nothing to do with ALoRA, which *allocates* ranks.
 # - **SoRA** is sparse LoRA. SORSA, and other papers that use the letters SORA, are something else.
@@ -182,7 +182,7 @@ print(
 
 # %% [markdown]
 # The first step is the update after one step: most methods start with B = 0, or subtract their start from the
-# weight. GoRA does not, so there we subtract the update after a step of no length.
+# weight. GoRA does not, so for GoRA we subtract the update after a step with learning rate 0.
 #
 # **Question.** Same batch, same learning rate, Adam. Full fine-tuning moves every weight by one learning
 # rate. By how much does LoRA move them? Which of its descendants moves them furthest, and by what factor?
@@ -239,7 +239,7 @@ directions = {
 pd.DataFrame(directions).T
 
 # %% [markdown]
-# A low cosine is no fault as such. Adam does not go along −G either: look at `full`. Keep the table for
+# A low cosine is not a fault in itself. Adam does not go along −G either: look at `full`. Keep the table for
 # the sections below. Each takes one group.
 
 # %% [markdown]
@@ -378,9 +378,9 @@ check.choice(
 )  # fmt: skip
 
 # %% [markdown] tags=["solution"]
-# With the minus, s B₀A₀ is the part of −G that A₀ can see, a short step downhill. With the plus it is a step
-# uphill. The step is so short that training hides it: curves look fine, and a sign error can live for long.
-# One inner product, ⟨B₀A₀, G⟩ < 0, finds it. Test signs, not curves.
+# With the minus, s B₀A₀ is the part of −G that A₀ can see, a short step downhill. With the plus it is a
+# step uphill. The step is so short that training hides it: curves look fine, and a sign error can stay
+# unnoticed for long. One inner product, ⟨B₀A₀, G⟩ < 0, finds it. Test signs, not curves.
 
 # %% [markdown]
 # **PiSSA** does not look at data. It takes the largest *r* singular directions out of the weight and trains
@@ -521,7 +521,7 @@ check.number(
 #
 # **min ‖ s(B h_A + h_B A) − G ‖ over the steps h_A, h_B**
 #
-# **LoRA-RITE** is an Adam that cannot tell two ways to write one update apart. For any invertible R,
+# **LoRA-RITE** is an Adam whose steps do not depend on how an update is written. For any invertible R,
 #
 # **(A, B) and (R⁻¹A, BR) are one update BA, so they must make the same step**
 #
@@ -565,12 +565,12 @@ noticed
 # %% [markdown]
 # ## 5 · How they share rank: BeamLoRA, ALoRA, SoRA, AdaLoRA
 #
-# LoRA gives every map the same rank. These four do not believe in that.
+# LoRA gives every map the same rank. These four methods do not.
 #
 # - **BeamLoRA**: ranks compete inside a map. Every so often the weakest restart as older copies of the
 #   strongest. **ΔW = s B diag(r · softmax(z/τ)) A**
-# - **ALoRA**: switch one rank off at a time, take those that nobody misses, give new ones to maps that lost
-#   none. **score = loss without it − loss with it alone**
+# - **ALoRA**: switch one rank off at a time, remove those that are not needed, give new ones to maps that
+#   lost none. **score = loss without it − loss with it alone**
 # - **SoRA**: a gate on every rank, closed a little at each step. **g ← sign(g) max(|g| − ηξ, 0)**
 # - **AdaLoRA**: start with more than the budget, mask the least important until it is met.
 #   **ΔW = B diag(E) A, importance = smoothed |weight · gradient|**
@@ -661,8 +661,8 @@ pd.DataFrame(shaken).T
 
 # %% [markdown]
 # At the first step nothing is remembered yet, so both are LoRA, bit for bit. At the second step MGPO looks
-# *ahead*, downhill. That is the sign of the authors' code, and the opposite of SAM's. GGPO's noise knows
-# no direction.
+# *ahead*, downhill. That is the sign of the authors' code, and the opposite of SAM's. GGPO's noise has
+# no preferred direction.
 #
 # **DoRA** does not shake, it splits. The pair trains each output's direction, and one more number, m, its
 # length:
@@ -738,7 +738,7 @@ rounded = pd.DataFrame(rounded).T
 rounded
 
 # %% [markdown]
-# Two random directions in *k* dimensions have a cosine of about 1/√k. What lies above, training has done:
+# Two random directions in *k* dimensions have a cosine of about 1/√k. What lies above comes from training:
 # boosters look for the same directions again. `orthogonal` forbids it. Training on the hardest rows changes
 # the question: the model is then trained on other rows than those it is scored on.
 
@@ -998,15 +998,15 @@ say(
 )
 
 # %% [markdown]
-# A verdict that depends on the task is no property of a method. What remains over several tasks, budgets
-# and seeds may be one.
+# A verdict that depends on the task says nothing about a method in general. One that holds over several
+# tasks, budgets and seeds may.
 
 # %% [markdown]
 # ## 11 · What does it depend on?
 #
-# On the learning rate: you have seen it. On the **budget** and on the **spectrum** of what is to be found:
-# let us vary both. For that we need many runs, so we go back to the matrix of notebook 01, without noise.
-# (Methods that look at W have nothing to look at there: W = 0.)
+# On the learning rate: you have seen it. It also depends on the **budget** and on the **spectrum** of the
+# target, so let us vary both. For that we need many runs, so we go back to the matrix of notebook 01,
+# without noise. (Methods that look at W have nothing to look at there: W = 0.)
 #
 # **Question.** *Steep* means that the singular values fall off fast, *flat* that all are equal. Where will
 # boosting beat LoRA of a low rank? Will anything beat LoRA of *full* rank?
@@ -1071,7 +1071,7 @@ say(
 # %% [markdown]
 # Compare columns first, then rows. All methods whose update has rank *r* share one floor. Once LoRA stands on
 # it, the best that they can do is to tie. Only a higher rank gets below, and there is more below when the
-# spectrum is flat. Before LoRA is down there, a better start or step can win, but only time.
+# spectrum is flat. Before LoRA reaches it, a better start or step can save time, and no more.
 
 # %% [markdown]
 # ## What to take away

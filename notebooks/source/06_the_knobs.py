@@ -15,7 +15,7 @@
 #
 # *What do κ, L_s, α, shrinkage, penalty, optimizer state and precision do, one experiment each?*
 #
-# Boosting has more knobs than LoRA. Each has a reason, and a reason is not yet an effect. Here every
+# Boosting has more knobs than LoRA. Each has a reason, but a reason does not guarantee an effect. Here every
 # knob gets one small experiment: a prediction, a run, a sentence written from its numbers.
 #
 # **You will be able to**
@@ -236,9 +236,9 @@ by_modules = experiment(
 )
 
 # %% [markdown]
-# Look at the loss and at the peak together. Fewer modules are a way to pay with steps for memory. How
-# high the price is at this number of steps, the figure says. By lot, a module may be left out for
-# long; in turn, it cannot.
+# Look at the loss and at the peak together. Fewer modules are a way to pay with steps for memory. The
+# figure shows how high the price is at this number of steps. With choice by lot a module may be left out
+# for long; with turns it cannot.
 
 # %% [markdown]
 # ## 4 · α, the scale
@@ -254,9 +254,7 @@ by_alpha = experiment("α", {"1": None, "4": plain(alpha=4), "16": plain(alpha=1
 
 sweeps = pd.DataFrame(
     {
-        f"α = {value}": {
-            h.settings.lr: h.scores["dev"] for h in found.histories if h.settings.seed == 0
-        }
+        f"α = {value}": {h.settings.lr: h.scores["dev"] for h in found.histories if h.settings.seed == 0}
         for value, found in by_alpha.items()
     }
 ).rename_axis("learning rate")
@@ -367,9 +365,10 @@ say(
 )
 
 # %% [markdown]
-# A saw: digging in the round, sliding back at the merge. (Where a round has dug in a wrong direction, the
-# merge may also undo some of the damage.) At shrinkage 1 a merge changes nothing but rounding. For boosted
-# trees shrinkage protects from noise; a planted task has none, so do not look for that advantage here.
+# The curve is a saw: down in the round, partly up again at the merge. (Where a round went in a wrong
+# direction, the merge may also undo some of the damage.) At shrinkage 1 a merge changes nothing but
+# rounding. For boosted trees shrinkage protects from noise; a planted task has none, so do not look for
+# that advantage here.
 
 # %% [markdown]
 # ### Exercise 6.1 · What is left
@@ -399,8 +398,8 @@ check.function(
 )  # fmt: skip
 
 # %% [markdown] tags=["solution"]
-# It falls geometrically. So shrinkage does not bound what the ensemble can reach, it needs more rounds for
-# it: about 1/shrinkage of them for each direction.
+# It falls geometrically. So shrinkage does not bound what the ensemble can reach, but the ensemble needs more
+# rounds for it: about 1/shrinkage of them for each direction.
 
 # %% [markdown]
 # ## 7 · The penalty
@@ -451,7 +450,8 @@ by_warmup = experiment(
 # Notebook 01 has shown what a half reset does to Adam's steps: averages at zero and an old counter make the
 # first steps several times too long. The same three policies here, on a transformer.
 #
-# **Question.** At its own best rate, each. Which policy is best? Which has its best at the lowest rate?
+# **Question.** Take each policy at its own best rate. Which one is best? Which has its best at the lowest
+# rate?
 
 # %%
 by_policy = experiment(
@@ -651,7 +651,7 @@ check.number(
 
 # %% [markdown] tags=["solution"]
 # Rounding goes to the nearest number, so everything below half the gap is lost, merge after merge. The sum of
-# a thousand such changes would have counted. Added up first, it does.
+# a thousand such changes is large enough to count, if they are added up first.
 
 # %% [markdown]
 # ## 13 · All knobs on one page
@@ -708,10 +708,10 @@ say(
 # - κ trades the number of boosters against their quality; rank and L_s trade the peak against steps.
 # - α and the optimizer's memory are in part other names for the step size. Tune the rate for each variant
 #   before you believe a difference, and look at how far mere redrawing moves the loss.
-# - Shrinkage gives back, at the merge, a part of what the round has won, and needs more rounds.
+# - Shrinkage gives back a part of the round's gain at the merge, so it needs more rounds.
 # - Some options have costs that steps do not show: extra passes and forwards.
 # - Merge once from float32, not step by step in half precision.
-# - Turned one at a time, knobs say nothing about their company, and little about another task.
+# - Knobs turned one at a time say nothing about how they act together, and little about another task.
 #
 # **Try it.** Add label noise of your own and look at shrinkage and λ again. Turn two knobs together: κ and
 # `round_warmup`, or rank and L_s at the same peak. Change `seed`: which bars keep their place?

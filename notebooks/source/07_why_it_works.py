@@ -328,8 +328,8 @@ say(
 )
 
 # %% [markdown]
-# The flat target is the worst case: in its first round the bound is an equality. Then even there it falls
-# behind. The proof has given something away.
+# The flat target is the worst case: in its first round the bound is an equality. After that round the bound
+# is not tight even there, so the proof has given something away.
 #
 # ### Exercise 2.1 · A sharper bound
 #
@@ -397,9 +397,9 @@ check.number(
 )  # fmt: skip
 
 # %% [markdown] tags=["solution"]
-# Taken away is ½ ‖Ra‖². In any orthonormal basis the ‖Raᵢ‖² add up to ‖R‖², and a random direction is as
-# likely to be one as another, so the mean is ‖R‖²/k. This holds for *every* R, so that after *T* rounds the
-# mean loss is exactly (1 − 1/k)<sup>T</sup>: what Bound 3 promises to exact boosters.
+# The part taken away is ½ ‖Ra‖². In any orthonormal basis the ‖Raᵢ‖² add up to ‖R‖², and a random direction
+# is as likely to be one as another, so the mean is ‖R‖²/k. This holds for *every* R, so that after *T*
+# rounds the mean loss is exactly (1 − 1/k)<sup>T</sup>: what Bound 3 promises to exact boosters.
 
 
 # %%
@@ -438,8 +438,8 @@ say(
 # not explain why fitting A pays. What explains it is the spectrum: exact boosters are ahead because large
 # singular values come first. On the flat target there is nothing to search for.
 #
-# This is common with rates. They promise what must happen in the worst case. What happens is written in the
-# problem.
+# This is common with rates. They promise what must happen in the worst case. What does happen depends on
+# the problem.
 
 # %% [markdown]
 # ## 4 · Trained boosters
@@ -581,7 +581,7 @@ ranking.to_frame()
 # %% [markdown]
 # ## 5 · Unequal inputs
 #
-# So far every direction of the inputs had the same strength. In a network nothing makes it so. Let S be a
+# So far every direction of the inputs had the same strength. In a network nothing ensures that. Let S be a
 # symmetric matrix that makes the inputs unequal. The loss becomes
 #
 # **f = ½ ‖(W − W\*) S‖²**
@@ -824,7 +824,7 @@ check.choice(
 
 # %% [markdown] tags=["solution"]
 # T · L_s is what counts: the number of boosters made. Choosing fewer modules saves memory at one moment
-# and pays for it in rounds, one to one. The bound knows no free lunch. Whether a real task does has to
+# and pays for it in rounds, one to one. The bound offers no free lunch. Whether a real task offers one has to
 # be measured there, at equal numbers of boosters.
 
 # %% [markdown]
@@ -931,7 +931,8 @@ verdicts
 #   promises nothing, though the run may still end low.
 # - Unequal inputs change *which* matrix's singular values count, and weaken every rate that rests on
 #   gradients.
-# - Choosing fewer modules costs proportionally more rounds. So say the bounds; a real task has to be asked.
+# - Choosing fewer modules costs proportionally more rounds. This is what the bounds say; a real task has to
+#   be measured.
 # - None of this says that boosting beats LoRA. Section 4 has the comparison for this problem.
 #
 # **Try it.** In section 4 replace `"constant"` by `"linear"` in `tuned`: which rounds with γ < 0

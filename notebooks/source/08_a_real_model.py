@@ -179,8 +179,8 @@ say(
 )
 
 # %% [markdown]
-# Cut rows are no mistake, but they set a limit: what stands behind the cut, nobody can learn. Rows that are
-# in both splits flatter every method, and the method with the best memory most.
+# Cut rows are no mistake, but they set a limit: no model can learn what stands behind the cut. Rows that are
+# in both splits flatter every method, and most of all the one that memorises best.
 #
 # **Question.** Somebody does not read the rows at all and always gives the answer that is most frequent in
 # train. How many test rows does this person get right?

@@ -128,7 +128,7 @@ except ValueError as refusal:
     print(refusal)
 
 # %% [markdown]
-# What it cannot use, it refuses with one sentence that says what to do. We do it.
+# The lab refuses what it cannot use, in one sentence that says what to do. We follow it.
 #
 # A single file is split by row: 80 % for training, 10 % each for dev and test. In a folder, name the files
 # `train.csv`, `dev.csv`, `test.csv`.
@@ -418,7 +418,8 @@ print(*refused)
 #
 # A hook looks at a run. It may have any of these methods: `on_run_start`, `on_round_start`, `on_step`,
 # `measure`, `on_round_end`, `on_run_end`. What `measure` returns becomes part of the round's record, so it
-# lands in tables, figures and files. Something true from `on_round_end` stops the run.
+# lands in tables, figures and files. If `on_round_end` returns something true, the run
+# stops.
 #
 # **Question.** How far do the *answers* move in a round, whether for better or worse? The loss cannot say
 # that: two models with the same loss can disagree everywhere. Measure the divergence from the base's answers.
@@ -476,9 +477,7 @@ figure.update_xaxes(autorange="reversed")
 figure.update_yaxes(showgrid=True, rangemode="tozero").show()
 
 # %%
-record = pd.DataFrame(
-    {h.label: [r.measurements["moved"] for r in h] for h in histories}
-).rename_axis("round")
+record = pd.DataFrame({h.label: [r.measurements["moved"] for r in h] for h in histories}).rename_axis("round")
 display(record.round(4).T)
 last = record.iloc[-1]
 gained = {h.label: h[0].probe_before - h[-1].probe_after for h in histories}
@@ -547,7 +546,7 @@ say(f"The rule stopped the run after {stopped} of {planned} rounds." if stopped 
 # ## 7 · Your own method
 #
 # A method says only what is different about it. LoRA-FA freezes *A* as it was drawn and trains *B* alone. So
-# it is LoRA, but for two lines: *A* wants no gradient, and only what wants one is trained.
+# it is LoRA, but for two lines: *A* gets no gradient, and only what gets one is trained.
 
 
 # %%
@@ -657,7 +656,7 @@ check.choice(
 # %% [markdown]
 # ## What to take away
 #
-# - A file with two columns is enough; what the lab cannot use, it refuses with a sentence.
+# - A file with two columns is enough; the lab refuses what it cannot use, with a sentence.
 # - A merged checkpoint needs `transformers` alone. An adapter needs the base and PEFT, and is small.
 # - Prove an export by two differences: from the live model (nearly none) and from the base (not none).
 # - Cutting the rank has a price that the spectrum tells beforehand. What it costs in answers is measured.

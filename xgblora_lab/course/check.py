@@ -70,16 +70,24 @@ def number(
     hints: Hints = (),
     because: str = "",
 ) -> Verdict:
-    """Is `answer` the number `expected`?
+    """Check that `answer` is the number `expected`.
 
-    Args:
-        exercise: the exercise's number in the notebook, such as "4.1".
-        answer: a Python, numpy or torch number, or an array that holds one number.
-        expected: computed from the run, never written down.
-        tolerance: relative, or absolute where 0 is expected; default 0 for an expected `int`, else 0.01.
-        unit: what is counted or measured, such as "nats" or "directions"; named where a number is missing.
-        hints: typical wrong number → one sentence; the first that fits is shown.
-        because: shown with a right answer.
+    Parameters
+    ----------
+    exercise : str
+        The exercise's number in the notebook, such as "4.1".
+    answer : Any
+        The reader's: a Python, numpy or torch number, or an array that holds one number.
+    expected : float
+        Computed from the run, never written down.
+    tolerance : float, optional
+        Relative, or absolute where 0 is expected; default 0 for an expected `int`, else 0.01.
+    unit : str, optional
+        What is counted or measured, such as "nats"; named where a number is missing.
+    hints : mapping, optional
+        Typical wrong number -> one sentence; the first that fits is shown.
+    because : str, optional
+        Sentence that is shown with a right answer.
     """
     wanted = f"Give a number ({unit})." if unit else "Give a number."
     if answers.blank(answer):
@@ -111,15 +119,27 @@ def choice(
     hints: Hints = (),
     because: str = "",
 ) -> Verdict:
-    """Is `answer` the letter of the right option?
+    """Check that `answer` is the letter of the right option.
 
-    Args:
-        exercise: the exercise's number in the notebook.
-        answer: one of the letters, large or small.
-        expected: the right letter; compute it where the run decides. ValueError if it is no option.
-        options: letter → what it stands for, as the exercise says it.
-        hints: wrong letter → one sentence.
-        because: shown with the right answer.
+    Parameters
+    ----------
+    exercise : str
+        The exercise's number in the notebook, such as "4.1".
+    answer : Any
+        The reader's: one of the letters, upper or lower case.
+    expected : str
+        The right letter; compute it where the run decides.
+    options : mapping
+        Letter -> what it stands for, as the exercise says it.
+    hints : mapping, optional
+        Wrong letter -> one sentence.
+    because : str, optional
+        Sentence that is shown with a right answer.
+
+    Raises
+    ------
+    ValueError
+        `expected` is none of the options.
     """
     if expected not in options:
         raise ValueError(f"The expected answer {expected!r} is none of the options {', '.join(options)}.")
@@ -148,15 +168,22 @@ def array(
     hints: Hints = (),
     because: str = "",
 ) -> Verdict:
-    """Does `answer` hold the numbers of `expected`, in the same shape?
+    """Check that `answer` holds the numbers of `expected`, in the same shape.
 
-    Args:
-        exercise: the exercise's number in the notebook.
-        answer: a list, array, tensor, column or table of numbers.
-        expected: the same, computed from the run.
-        tolerance: largest deviation, relative to the largest number that is expected.
-        hints: pairs of a typical wrong array and one sentence.
-        because: shown with a right answer.
+    Parameters
+    ----------
+    exercise : str
+        The exercise's number in the notebook, such as "4.1".
+    answer : Any
+        The reader's: a list, array, tensor, column or table of numbers.
+    expected : Any
+        The same, computed from the run.
+    tolerance : float, default 1e-3
+        Largest deviation, relative to the largest number that is expected.
+    hints : iterable of pairs, optional
+        A typical wrong array and one sentence.
+    because : str, optional
+        Sentence that is shown with a right answer.
     """
     right = answers.as_array(expected)
     if right is None or not np.isfinite(right).all():
@@ -184,16 +211,22 @@ def function(
     hints: Hints = (),
     because: str = "",
 ) -> Verdict:
-    """Does the reader's function return what it should?
+    """Check that the reader's function returns what it should.
 
-    Args:
-        exercise: the exercise's number in the notebook.
-        answer: the function.
-        cases: pairs of the arguments, as a tuple, and the result: a number or anything `array` takes.
-        tolerance: as for `array`.
-        hints: pairs of a function that makes a typical mistake and one sentence; the first that returns in
-            every case what the reader's returns is meant.
-        because: shown with a right answer.
+    Parameters
+    ----------
+    exercise : str
+        The exercise's number in the notebook, such as "4.1".
+    answer : Any
+        The reader's function.
+    cases : iterable of pairs
+        The arguments, as a tuple, and the result: a number or anything that `array` takes.
+    tolerance : float, default 1e-3
+        As for `array`.
+    hints : iterable of pairs, optional
+        A function that makes a typical mistake and one sentence; it must always agree with the reader's.
+    because : str, optional
+        Sentence that is shown with a right answer.
     """
     if answers.blank(answer):
         return Verdict(exercise, "unanswered", "Write the function.")
@@ -212,16 +245,15 @@ def function(
         except Exception as error:  # whatever the reader's code raises is the reader's to see, in a sentence
             return Verdict(exercise, "wrong", f"{call} raised {type(error).__name__}: {error}")
         if answers.blank(result):
-            if not results:
+            if results:
                 return Verdict(
-                    exercise, "unanswered", f"{call} returns nothing yet. Let it `return` its result."
+                    exercise, "wrong", f"{call} returns nothing. Does every way through it `return`?"
                 )
-            return Verdict(exercise, "wrong", f"{call} returns nothing. Does every way through it `return`?")
+            return Verdict(exercise, "unanswered", f"{call} returns nothing yet. Let it `return` its result.")
         value = answers.as_array(result)
         if value is None:
-            return Verdict(
-                exercise, "wrong kind", f"{call}: {answers.kind(result)} Return {answers.what(right)}."
-            )
+            wanted = f"Return {answers.what(right)}."
+            return Verdict(exercise, "wrong kind", f"{call}: {answers.kind(result)} {wanted}")
         results.append((arguments, value))
         if wrong is None and not answers.close(value, right, tolerance):
             wrong = f"{call} returns {answers.short(result)}, which is not it. "
@@ -229,15 +261,17 @@ def function(
     if wrong is None:
         return Verdict(exercise, "right", because)
 
-    def same(mistake: Any) -> bool:
-        try:
-            made = [answers.as_array(mistake(*arguments)) for arguments, _ in results]
-        except Exception:  # this mistake cannot be made on these arguments
-            return False
-        pairs = zip(made, results, strict=True)
-        return all(m is not None and answers.close(value, m, tolerance) for m, (_, value) in pairs)
+    return Verdict(exercise, "wrong", _hint(hints, lambda f: _same(f, results, tolerance)) or wrong.rstrip())
 
-    return Verdict(exercise, "wrong", _hint(hints, same) or wrong.rstrip())
+
+def _same(mistake: Any, results: list[tuple[Sequence[Any], np.ndarray]], tolerance: float) -> bool:
+    """Tell whether a typical mistake returns in every case what the reader's function returns."""
+    try:
+        made = [answers.as_array(mistake(*arguments)) for arguments, _ in results]
+    except Exception:  # this mistake cannot be made on these arguments
+        return False
+    pairs = zip(made, results, strict=True)
+    return all(m is not None and answers.close(value, m, tolerance) for m, (_, value) in pairs)
 
 
 def _hint(hints: Hints, fits: Callable[[Any], bool]) -> str | None:

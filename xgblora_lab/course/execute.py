@@ -1,14 +1,13 @@
-"""Run one notebook as a stranger would, and believe nothing that papermill leaves unsaid.
+"""Run one notebook as a stranger would, and find the errors that papermill does not report.
 
-Papermill ignores a misspelt parameter, has no time-out by default, and passes a notebook whose widget
-callback raised, because the error went to an `Output` widget. `run_notebook` refuses the first, stops the
-second with a sentence, and looks for the third in the widgets' state, which it then drops: one live plotly
-figure is 5 MB of it.
+Papermill ignores a misspelt parameter, has no time-out by default, and passes a notebook in which a widget's
+callback raised, because that error went to an `Output` widget. `run_notebook` refuses the parameter and stops
+the slow cell, each with a sentence. It looks for hidden errors in the widgets' state, and then drops this
+state, because one live plotly figure takes 5 MB of it.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgblora_lab.course.check import MIME as _CHECK
-from xgblora_lab.course.notebooks import read
+from xgblora_lab.course.pages import VIEW, to_html, without_views
 from xgblora_lab.course.parameters import check_parameters
+from xgblora_lab.course.sources import read
+from xgblora_lab.files import write_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _WIDGETS = "application/vnd.jupyter.widget-state+json"
-_VIEW = "application/vnd.jupyter.widget-view+json"
-_INTERACTIVE = "An interactive piece stands here when the notebook runs in a live kernel."
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK = "Traceback (most recent call last)"
 
@@ -36,8 +35,12 @@ _TRACEBACK = "Traceback (most recent call last)"
 class NotebookError(RuntimeError):
     """A notebook did not run as it should; `str()` of it is one sentence for the reader.
 
-    Attributes: `cell`, the index of the cell in the executed notebook (None where no cell can be named);
-    `traceback`, the kernel's own traceback as plain text (may be empty).
+    Attributes
+    ----------
+    cell : int or None
+        The index of the cell in the executed notebook; None where no cell can be named.
+    traceback : str
+        The kernel's own traceback as plain text; may be empty.
     """
 
     def __init__(self, message: str, cell: int | None = None, traceback: str = "") -> None:
@@ -70,34 +73,90 @@ def run_notebook(
 ) -> Executed:
     """Execute a notebook from top to bottom in a fresh kernel of this very interpreter.
 
-    Args:
-        path: the `.ipynb` file; it is only read.
-        parameters: values by name, for the cell tagged `parameters`. Text is read as the declared type.
-        output: where the executed notebook goes, written whole or not at all; None writes none. After a
-            failure the notebook as far as it came lies beside it as `<name>.failed.ipynb`.
-        html: where a self-contained page goes whose plotly figures show without a network; None writes none.
-        timeout: seconds that each cell may take.
-        progress: show papermill's bar over the cells.
+    Parameters
+    ----------
+    path : str or Path
+        The `.ipynb` file; it is only read.
+    parameters : mapping, optional
+        Values by name, for the cell tagged `parameters`. Text is read as the declared type.
+    output : str or Path, optional
+        Where the executed notebook goes; by default none is written. After a failure, the notebook as far as
+        it came lies beside it as `<name>.failed.ipynb`.
+    html : str or Path, optional
+        Where a self-contained page goes whose plotly figures show without a network.
+    timeout : float, default 120
+        Seconds that each cell may take.
+    progress : bool, default True
+        Show papermill's bar over the cells.
 
-    Raises:
-        FileNotFoundError: no such notebook. ValueError: an unknown or wrongly typed parameter.
-        NotebookError: a cell failed or took too long, or an error was hidden in a widget or a thread.
+    Raises
+    ------
+    FileNotFoundError
+        There is no such notebook.
+    ValueError
+        A parameter is unknown or of the wrong type, or `timeout` is not positive.
+    NotebookError
+        A cell failed or took too long, or an error was hidden in a widget or a thread.
     """
     import nbformat
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
 
     name = Path(path).name
     values = check_parameters(path, parameters or {})
     if timeout <= 0:
         raise ValueError(f"The time-out per cell must be more than 0 seconds; it is {timeout:g}.")
     usage: dict[str, float] = {}
+    notebook, failure = _execute(read(path), name, values, timeout, progress, usage)
+    failure = failure or next(hidden_errors(notebook, name), None)
+    _clean(notebook, name)
+    if failure is not None:
+        if output is not None:
+            partly = Path(output).with_suffix(".failed.ipynb")
+            write_text(partly, nbformat.writes(notebook))
+            failure.args = (f"{failure} (The notebook as far as it came: {partly})",)
+        raise failure from None
+    if output is not None:
+        write_text(output, nbformat.writes(notebook))
+    if html is not None:
+        write_text(html, to_html(notebook, title=Path(name).stem))
+    return _executed(notebook, output, html, usage)
+
+
+def _executed(
+    notebook: NotebookNode, output: str | Path | None, html: str | Path | None, usage: Mapping[str, float]
+) -> Executed:
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    peak = usage.get("peak_bytes")
+    return Executed(
+        notebook,
+        Path(output) if output else None,
+        Path(html) if html else None,
+        sum(c.metadata.get("papermill", {}).get("duration") or 0.0 for c in notebook.cells),
+        [out.data[_CHECK] for out in outputs if _CHECK in out.get("data", {})],
+        usage.get("cpu_seconds"),
+        None if peak is None else int(peak),
+    )
+
+
+def _execute(
+    notebook: NotebookNode,
+    name: str,
+    values: Mapping[str, Any],
+    timeout: float,
+    progress: bool,
+    usage: dict[str, float],
+) -> tuple[NotebookNode, NotebookError | None]:
+    """Return the notebook with outputs, as far as it came, and what stopped it; fill `usage`."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    stopped = ""
+    failure: NotebookError | None = None
     # a folder of its own: papermill reads braces in a path as a format, and writes beside its output
     with tempfile.TemporaryDirectory(prefix="xgblora-lab-") as scratch, _quiet_papermill():
         copied, executed = Path(scratch) / "notebook.ipynb", Path(scratch) / "executed.ipynb"
-        nbformat.write(read(path), copied)
-        failure: NotebookError | None = None
+        nbformat.write(notebook, copied)
         try:
             papermill.execute_notebook(
                 str(copied),
@@ -115,50 +174,32 @@ def run_notebook(
             message = f"{name}, {_cell_name(error.source)}: {error.ename}: {error.evalue}".rstrip(": ")
             failure = NotebookError(message, error.cell_index, _plain(error.traceback))
         except CellTimeoutError:
-            index, source = _last_started(nbformat.read(executed, as_version=4))
-            message = (
-                f"{name}, {_cell_name(source)}: took longer than {timeout:g} seconds and was stopped; "
-                "allow more time, or choose smaller parameters."
-            )
-            failure = NotebookError(message, index)
+            stopped = f"took longer than {timeout:g} seconds and was stopped; "
+            stopped += "allow more time, or choose smaller parameters."
         except DeadKernelError:
-            index, source = _last_started(nbformat.read(executed, as_version=4))
-            message = f"{name}, {_cell_name(source)}: the kernel died, most often for want of memory."
-            failure = NotebookError(message, index)
-
+            stopped = "the kernel died, most often because the memory was full."
         notebook = nbformat.read(executed, as_version=4)
-    failure = failure or next(hidden_errors(notebook, name), None)
-    _clean(notebook, name)
-    seconds = sum(c.metadata.get("papermill", {}).get("duration") or 0.0 for c in notebook.cells)
-    if failure is not None:
-        if output is not None:
-            partly = Path(output).with_suffix(".failed.ipynb")
-            _write(partly, nbformat.writes(notebook))
-            failure.args = (f"{failure} (The notebook as far as it came: {partly})",)
-        raise failure from None
-    if output is not None:
-        _write(Path(output), nbformat.writes(notebook))
-    if html is not None:
-        _write(Path(html), to_html(notebook, title=Path(name).stem))
-    peak = usage.get("peak_bytes")
-    return Executed(
-        notebook,
-        Path(output) if output else None,
-        Path(html) if html else None,
-        seconds,
-        [
-            out.data[_CHECK]
-            for c in notebook.cells
-            for out in c.get("outputs", [])
-            if _CHECK in out.get("data", {})
-        ],
-        usage.get("cpu_seconds"),
-        None if peak is None else int(peak),
-    )
+    if stopped:
+        index, source = _last_started(notebook)
+        failure = NotebookError(f"{name}, {_cell_name(source)}: {stopped}", index)
+    return notebook, failure
 
 
 def hidden_errors(notebook: NotebookNode, name: str = "notebook") -> Iterator[NotebookError]:
-    """Errors that papermill lets pass: in `Output` widgets, and tracebacks that a thread or task printed."""
+    """Yield the errors that papermill lets pass.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        An executed notebook with its widgets' state.
+    name : str
+        What to call it in the sentences.
+
+    Yields
+    ------
+    NotebookError
+        One for every error in an `Output` widget, and for every traceback that a thread or task printed.
+    """
     state = notebook.metadata.get("widgets", {}).get(_WIDGETS, {}).get("state", {})
     for model, widget in state.items():
         for out in widget.get("state", {}).get("outputs") or []:
@@ -182,43 +223,9 @@ def hidden_errors(notebook: NotebookNode, name: str = "notebook") -> Iterator[No
                 yield NotebookError(message, index, _plain([out.text]))
 
 
-def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
-    """The notebook as one page. Every plotly figure is drawn by one copy of plotly.js inside the page.
-
-    A progress bar shows its last state alone, a widget, which needs a kernel, is one sentence, and what is
-    collapsed in a notebook is left out.
-    """
-    import plotly.io
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    page = copy.deepcopy(notebook)
-    _without_views(page)
-    drawn = 0
-    for cell in page.cells:
-        if cell.metadata.get("jupyter", {}).get("source_hidden"):
-            cell.metadata["transient"] = {"remove_source": True}  # nbconvert's word for it
-        for out in cell.get("outputs", []):
-            figure = out.get("data", {}).get("application/vnd.plotly.v1+json")
-            if figure is None:
-                continue
-            kept = {key: figure[key] for key in ("data", "layout", "frames") if key in figure}
-            # plotly.js travels with the first figure; the others find it there
-            div = plotly.io.to_html(
-                kept, include_plotlyjs=drawn == 0, full_html=False, validate=False, auto_play=False
-            )
-            out.data = type(out.data)({"text/html": div})
-            drawn += 1
-    # require.js, which the template would fetch, keeps plotly.js from registering itself
-    exporter = HTMLExporter(require_js_url="")
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor(), enabled=True)
-    body, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": title}})
-    return str(body).replace('<script src=""></script>', "")
-
-
 @contextmanager
 def _quiet_papermill() -> Iterator[None]:
-    """What papermill logs is raised here, in our words."""
+    """Silence papermill's log: we raise the same errors in words of our own."""
     logger = logging.getLogger("papermill")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -229,7 +236,7 @@ def _quiet_papermill() -> Iterator[None]:
 
 
 def _kernel_manager(usage: dict[str, float]) -> type:
-    """A kernel manager that starts this interpreter's ipykernel, whatever kernels are installed.
+    """Make a kernel manager that starts this interpreter's ipykernel, whatever kernels are installed.
 
     What the kernel used goes into `usage` when it is stopped.
     """
@@ -260,7 +267,7 @@ def _kernel_manager(usage: dict[str, float]) -> type:
 
 
 def _used(pid: int) -> dict[str, float]:
-    """Processor seconds of a process so far and its peak memory in bytes; nothing where there is no /proc."""
+    """Return a process's processor seconds and peak memory in bytes; nothing where there is no /proc."""
     home = Path(f"/proc/{pid}")
     if not home.is_dir():
         return {}
@@ -274,11 +281,9 @@ def _used(pid: int) -> dict[str, float]:
 
 
 def _shown_by(notebook: NotebookNode, state: Mapping[str, Any], model: str) -> int | None:
-    """Index of the first cell whose output shows the widget `model`, itself or inside a box."""
+    """Return the index of the first cell whose output shows the widget `model`, itself or inside a box."""
     for index, cell in enumerate(notebook.cells):
-        pending = [
-            o["data"][_VIEW]["model_id"] for o in cell.get("outputs", []) if _VIEW in o.get("data", {})
-        ]
+        pending = [o["data"][VIEW]["model_id"] for o in cell.get("outputs", []) if VIEW in o.get("data", {})]
         seen = set()
         while pending:
             current = pending.pop()
@@ -292,7 +297,7 @@ def _shown_by(notebook: NotebookNode, state: Mapping[str, Any], model: str) -> i
 
 
 def _last_started(notebook: NotebookNode) -> tuple[int | None, str]:
-    """Index and source of the cell that ran last."""
+    """Return the index and the source of the cell that ran last."""
     started = [
         (i, c.source)
         for i, c in enumerate(notebook.cells)
@@ -302,7 +307,7 @@ def _last_started(notebook: NotebookNode) -> tuple[int | None, str]:
 
 
 def _cell_name(source: str) -> str:
-    """A cell by its first line, as the reader sees it."""
+    """Name a cell by its first line, as the reader sees it."""
     line = next((line.strip() for line in source.splitlines() if line.strip()), "")
     return f"cell `{line if len(line) <= 60 else line[:57] + '...'}`" if line else "a cell"
 
@@ -317,21 +322,4 @@ def _clean(notebook: NotebookNode, name: str) -> None:
     record = notebook.metadata.get("papermill", {})
     record.pop("environment_variables", None)
     record["input_path"], record["output_path"] = name, None
-    _without_views(notebook)
-
-
-def _without_views(notebook: NotebookNode) -> None:
-    """A sentence for every widget: a view without its state is an error message in every viewer."""
-    for cell in notebook.cells:
-        for out in cell.get("outputs", []):
-            if _VIEW in out.get("data", {}):
-                del out.data[_VIEW]
-                if not set(out.data) - {"text/plain"}:  # else it brought a picture of its own
-                    out.data["text/plain"] = _INTERACTIVE
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
+    without_views(notebook)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,43 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from xgblora_lab.course import notebooks
+from xgblora_lab.course import sources
 from xgblora_lab.course.execute import run_notebook
 from xgblora_lab.course.parameters import parameters_of
+from xgblora_lab.files import write_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
-
-_INDEX = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>xgblora_lab: the notebooks</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1.05rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ border-bottom: 1px solid; padding: 0.5rem; text-align: left; vertical-align: top; }}
-</style>
-</head>
-<body>
-<main>
-<h1>The notebooks of xgblora_lab</h1>
-<p>Each page is a notebook as it ran from top to bottom. Its figures can be zoomed, and read off with the
-mouse; the interactive pieces need a live kernel.</p>
-<table>
-<thead><tr><th scope="col">notebook</th><th scope="col">the question</th>
-<th scope="col">time to work through</th><th scope="col">time it ran</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</main>
-</body>
-</html>
-"""
 
 
 @dataclass(frozen=True)
@@ -61,10 +29,10 @@ class Lesson:
 
 
 def lesson(notebook: NotebookNode) -> Lesson:
-    """Title, question and time from the first Markdown cell with a heading.
+    """Read title, question and time from the first Markdown cell with a heading.
 
-    The title is its first line, the question the first paragraph that is wholly in italics, the time what
-    follows `**Time.**`, up to the end of the sentence.
+    The title is its first line, the question the first paragraph that is wholly in italics, and the time what
+    follows `**Time.**` up to the end of the sentence.
     """
     heads = (c.source for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# "))
     head = next(heads, "")
@@ -83,48 +51,64 @@ def gallery(
     timeout: float = 600,
     progress: bool = True,
 ) -> Path:
-    """Execute notebooks, write a page for each and `index.html`, and check every link; the index is returned.
+    """Execute notebooks, write a page for each and an index of them, and check every link.
 
-    Args:
-        out: the folder of the pages; made where it is missing. Pages of the same names are replaced.
-        paths: the notebooks, with different names; default: the instructor's, with the solutions.
-        profile: how much they compute, for those that declare a parameter `profile`.
-        timeout: seconds that each cell may take.
-        progress: show a bar over each notebook's cells.
+    Parameters
+    ----------
+    out : str or Path
+        The folder of the pages, made where it is missing. Pages of the same names are replaced.
+    paths : iterable of str or Path, optional
+        The notebooks, each with a name of its own; default the instructor's, with the solutions.
+    profile : str, default "laptop"
+        How much those notebooks compute that declare a parameter `profile`.
+    timeout : float, default 600
+        Seconds that each cell may take.
+    progress : bool, default True
+        Show a bar over each notebook's cells.
 
-    Raises:
-        FileNotFoundError: a notebook is missing. NotebookError: one does not run.
-        ValueError: two notebooks have one name, the profile is none, or a link is broken; the pages lie in
-        `out` then, to be looked at.
+    Returns
+    -------
+    Path
+        The index, `out/index.html`.
+
+    Raises
+    ------
+    FileNotFoundError
+        A notebook is missing.
+    NotebookError
+        A notebook does not run.
+    ValueError
+        Two notebooks have the same name, `profile` is not the name of a profile, or a link is broken. After a
+        broken link, the pages are in `out` and can be looked at.
     """
+    from jinja2 import Environment, PackageLoader
+
     out = Path(out)
-    found = [Path(path) for path in paths] if paths is not None else notebooks.shipped(instructor=True)
+    found = [Path(path) for path in paths] if paths is not None else sources.shipped(instructor=True)
     names = [path.stem for path in found]
     if len(set(names)) < len(names) or "index" in names:
         raise ValueError("Each notebook of a gallery needs a name of its own, and none may be called index.")
-    lessons = [lesson(notebooks.read(path)) for path in found]
+    lessons = [lesson(sources.read(path)) for path in found]
     rows = []
     for path, about in zip(found, lessons, strict=True):
         values = {"profile": profile} if "profile" in parameters_of(path) else {}
         page = out / f"{path.stem}.html"
         run = run_notebook(path, values, html=page, timeout=timeout, progress=progress)
-        _write(page, _linked(page.read_text(encoding="utf-8"), names))
-        title = html.escape(about.title or path.stem)
-        cells = [f'<a href="{html.escape(page.name)}">{title}</a>', html.escape(about.question)]
-        cells += [html.escape(about.time), f"{run.seconds:.0f} s"]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        write_text(page, _linked(page.read_text(encoding="utf-8"), names))
+        rows.append((page.name, about, run.seconds))
     index = out / "index.html"
-    _write(index, _INDEX.format(rows="\n".join(rows)))
+    templates = Environment(loader=PackageLoader("xgblora_lab.course"), autoescape=True)
+    write_text(index, templates.get_template("gallery.html").render(rows=rows))
     if broken := broken_links([index, *(out / f"{name}.html" for name in names)]):
         raise ValueError(f"Broken links in the gallery {out}: {'; '.join(broken)}.")
     return index
 
 
 def broken_links(pages: Iterable[str | Path]) -> list[str]:
-    """One sentence for every `href` and `src` of these HTML files that leads nowhere.
+    """List the links (`href` and `src`) of HTML files that lead nowhere, in one sentence each.
 
-    A link to a file must find the file, and where it names a part of an HTML file, that part. An address in
-    the network is only checked for its form: nothing is fetched.
+    A link to a file must find the file, and where it names a part of an HTML file, that part. Only the form
+    of a network address is checked: nothing is fetched.
     """
     read: dict[Path, _Page] = {}
 
@@ -183,10 +167,3 @@ def _linked(page: str, names: list[str]) -> str:
     """The page with its links to the gallery's notebooks leading to their pages."""
     known = "|".join(map(re.escape, names))
     return re.sub(rf'(<a [^>]*href="(?:\./)?(?:{known}))\.ipynb(?=["#])', r"\1.html", page)
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)

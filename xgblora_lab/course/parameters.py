@@ -8,20 +8,38 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from xgblora_lab.course.notebooks import read
+from xgblora_lab.course.sources import read
 
 PROFILES = ("ci", "laptop", "classroom")  # how much a notebook computes, its parameter `profile`
 
 
 def parameters_of(path: str | Path) -> dict[str, dict[str, str]]:
-    """The parameters a notebook declares in its cell tagged `parameters`, in order.
+    """List the parameters that a notebook declares in its cell tagged `parameters`.
 
-    name -> {"type": declared type or "", "default": source text, "help": the comment behind it}. Read from
-    the syntax tree, since `papermill.inspect_notebook` does not see `seed: int | None = None`.
+    They are read from the syntax tree, since `papermill.inspect_notebook` does not see
+    `seed: int | None = None`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The `.ipynb` file.
+
+    Returns
+    -------
+    dict
+        In order: name -> {"type": the declared type or "", "default": its source text, "help": the comment
+        behind it}.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, or it is not a Python notebook.
     """
     cells = read(path).cells
     cell = next((c for c in cells if "parameters" in c.metadata.get("tags", [])), None)
@@ -48,10 +66,28 @@ def parameters_of(path: str | Path) -> dict[str, dict[str, str]]:
 
 
 def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` as values of the types the notebook declares; text, as from a command line, is read so.
+    """Read parameters as values of the types that the notebook declares.
 
-    Raises ValueError, naming the known parameters, for one that the notebook does not have, and for a value
-    that is not of its type.
+    Parameters
+    ----------
+    path : str or Path
+        The `.ipynb` file.
+    parameters : mapping
+        Name -> value. Text, as from a command line, is read as the declared type: "9", "1e-3", "true",
+        "none", "['a', 'b']". Any other value must have the type already; an `int` will do for a `float`.
+
+    Returns
+    -------
+    dict
+        Name -> value, for `papermill.execute_notebook`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such notebook.
+    ValueError
+        The notebook does not have a parameter (the sentence names those it has), a value is not of the
+        declared type, or `profile` is none of `PROFILES`.
     """
     declared = parameters_of(path)
     name = Path(path).name
@@ -67,52 +103,43 @@ def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> dict[st
     return values
 
 
-def _typed(parameter: str, value: Any, declared: Mapping[str, Any], notebook: str) -> Any:
-    """`value` as the declared type (or the default's type); ValueError in one sentence."""
-    kinds = [
-        k.strip().split("[")[0]
-        for k in declared["type"].replace("Optional[", "None|").split("|")
-        if k.strip()
-    ]
-    if not kinds:
-        try:
-            default = ast.literal_eval(declared["default"])
-        except (ValueError, SyntaxError):
-            return value
-        if default is None:
-            return value
-        kinds = [type(default).__name__]
-    readers: dict[str, Callable[[str], Any]] = {
-        "int": int,
-        "float": float,
-        "bool": _boolean,
-        "str": str,
-        "None": _none,
-    }
-    # str comes last: every text is a str
-    for kind in sorted(kinds, key=lambda k: (k == "str", k != "None")):
-        if isinstance(value, str) and kind != "str":
-            reader = readers.get(kind, ast.literal_eval)
-            try:
-                read = reader(value)
-            except (ValueError, SyntaxError):
-                continue
-            if kind in readers or type(read).__name__ == kind:
-                return read
-        elif type(value).__name__ == kind or (value is None and kind == "None"):
-            return value
-        elif kind == "float" and type(value) is int:
-            return float(value)
-    raise ValueError(f"The parameter {parameter} of {notebook} is {' or '.join(kinds)}; {value!r} is not.")
+def _typed(parameter: str, value: Any, declared: Mapping[str, str], notebook: str) -> Any:
+    """Return `value` as the declared type, or as the default's type; ValueError in one sentence."""
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    kind = declared["type"] or _type_of(declared["default"])
+    if not kind:
+        return value
+    # a type that is neither built in nor of `typing` fits no value from outside
+    with suppress(AttributeError, NameError, TypeError, PydanticUserError):
+        adapter = TypeAdapter(eval(kind, vars(typing).copy()))
+        for reading in _readings(value):
+            with suppress(ValidationError):
+                return adapter.validate_python(reading, strict=True)
+        if isinstance(value, str):  # words of truth, infinity, and text itself
+            with suppress(ValidationError):
+                return adapter.validate_strings(value)
+    raise ValueError(
+        f"The parameter {parameter} of {notebook} is {kind.replace('|', 'or')}; {value!r} is not."
+    )
 
 
-def _boolean(value: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if value.lower() not in words:
-        raise ValueError
-    return words[value.lower()]
+def _type_of(default: str) -> str:
+    """Name the type of a default's source text; empty where it is None or not a literal."""
+    try:
+        value = ast.literal_eval(default)
+    except (ValueError, SyntaxError):
+        return ""
+    return "" if value is None else type(value).__name__
 
 
-def _none(value: str) -> None:
-    if value.lower() not in ("none", "null"):
-        raise ValueError
+def _readings(value: Any) -> list[Any]:
+    """List what a value may mean: itself, or for text the Python literal that it spells, unless a string."""
+    if not isinstance(value, str):
+        return [value]
+    if value.lower() in ("none", "null"):
+        return [None]
+    with suppress(ValueError, SyntaxError):
+        literal = ast.literal_eval(value)
+        return [] if isinstance(literal, str) else [literal]
+    return []

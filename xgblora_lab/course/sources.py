@@ -1,28 +1,40 @@
-"""One source, two notebooks: the student's, its exercises blank, and the instructor's, with the solutions.
+"""The sources of the notebooks: where notebooks lie, and how one source becomes two of them.
+
+`notebooks/source/NN_name.py` (jupytext percent format) is what people edit and review. The command `python -m
+xgblora_lab.course.sources` writes two notebooks from it, the student's `notebooks/NN_name.ipynb`, in which
+the exercises are blank, and the instructor's `notebooks/instructor/NN_name.ipynb`. They depend only on the
+source and on the address and version in `pyproject.toml`: they have no outputs, cell ids that come from the
+cells' text, and one kernelspec.
 
 In a code cell tagged `exercise`, the lines from `# solution: rank = None  # your answer: a number` to
 `# end` are the instructor's; the student finds what stands after the colon in their place. A cell tagged
-`solution` is the instructor's alone. A cell tagged `check` is one call of `xgblora_lab.check`, shown
-collapsed. In front of both come the badges and the cell that installs the package on Colab.
+`solution` is for the instructor alone. A cell tagged `check` is one call of `xgblora_lab.check`, shown
+collapsed. Both notebooks begin with the badges and with the cell that installs the package on Colab.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
+import shutil
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from xgblora_lab.files import write_text
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-_PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+_PACKAGE = Path(__file__).resolve().parents[1]
+INSTRUCTOR = "instructor"  # the folder of the versions with solutions, beside the students'
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _START = re.compile(r"( *)# solution(?:: *(.+))?")
 _END = re.compile(r" *# end")
-_BLANK = "...  # your code here"
 _COLAB = "https://colab.research.google.com"
 _INSTALL = """\
 # On Colab this installs the lab and what Colab lacks for it; anywhere else it does nothing.
@@ -35,6 +47,128 @@ if "google.colab" in sys.modules and importlib.util.find_spec("xgblora_lab") is 
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "anywidget", lab], check=True)"""
 
 
+def in_clone() -> bool:
+    """Tell whether the package runs from a clone of the repository rather than from an installed wheel."""
+    return (_PACKAGE.parent / "notebooks" / "source").is_dir()
+
+
+def folder() -> Path:
+    """Return the folder of the `.ipynb` files: the clone's own, or the copies inside an installed wheel."""
+    return _PACKAGE.parent / "notebooks" if in_clone() else _PACKAGE / "_notebooks"
+
+
+def shipped(*, instructor: bool = False) -> list[Path]:
+    """List the students' notebooks in order, or the instructor's.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are none: they were not built yet, or the package was not installed whole.
+    """
+    where = folder() / INSTRUCTOR if instructor else folder()
+    found = sorted(where.glob("[0-9]*.ipynb"))
+    if not found:
+        raise FileNotFoundError(
+            f"There are no notebooks in {where}: in a clone, run `python -m xgblora_lab.course.sources`; "
+            "else install the package again."
+        )
+    return found
+
+
+def find(name: str | Path) -> Path:
+    """Find a notebook by path, or one of ours by any unambiguous part of its name.
+
+    Parameters
+    ----------
+    name : str or Path
+        A path, a number (`1`, `01`) or a part of a name (`one_matrix`).
+
+    Raises
+    ------
+    FileNotFoundError
+        No notebook fits, or several do; the sentence lists the candidates.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    key = f"{int(str(name)):02d}_" if str(name).isdigit() else str(name)
+    matches = [p for p in shipped() if (p.stem.startswith(key) if str(name).isdigit() else key in p.stem)]
+    if len(matches) == 1:
+        return matches[0]
+    known = ", ".join(p.stem for p in matches or shipped())
+    problem = (
+        f"{name} fits several notebooks" if matches else f"{name} is neither a file nor one of our notebooks"
+    )
+    raise FileNotFoundError(f"{problem}: give a path or one of {known}.")
+
+
+def working_copy(target: Path = Path("xgblora-notebooks")) -> Path:
+    """Return a folder to work in: the clone's own, else `target` with the notebooks it lacks copied into it.
+
+    A file that is there already is the reader's own work and is left alone.
+    """
+    if in_clone():
+        return folder()
+    target.mkdir(parents=True, exist_ok=True)
+    for notebook in shipped():
+        if not (target / notebook.name).exists():
+            shutil.copyfile(notebook, target / notebook.name)
+    return target
+
+
+def read(path: str | Path) -> NotebookNode:
+    """Read a Python notebook.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is not a notebook, or it is written in another language.
+    """
+    import nbformat
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no notebook {path}.")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path.name} is not a notebook: give a file that ends in .ipynb.") from None
+    kernel = notebook.metadata.get("kernelspec", {})
+    language = notebook.metadata.get("language_info", {}).get("name") or kernel.get("language") or "python"
+    if language != "python":
+        raise ValueError(f"{path.name} is written in {language}; only Python notebooks run here.")
+    notebook.metadata["kernelspec"] = dict(_KERNEL)
+    return notebook
+
+
+def convert(source: Path, *, instructor: bool = False) -> NotebookNode:
+    """Make the student's or the instructor's notebook from a source in percent format.
+
+    Raises
+    ------
+    ValueError
+        An exercise breaks the convention at the head of this module; the file and the cell are named.
+    """
+    import jupytext
+
+    notebook = jupytext.read(source, fmt="py:percent")
+    path = "/".join(("notebooks", *([INSTRUCTOR] if instructor else []), f"{source.stem}.ipynb"))
+    try:
+        cells = version(notebook.cells, instructor=instructor)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
+    notebook.cells = opening(path, instructor=instructor) + cells
+    seen: Counter[str] = Counter()
+    for cell in notebook.cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        seen[digest] += 1
+        cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    notebook.metadata = {"kernelspec": dict(_KERNEL), "language_info": {"name": "python"}}
+    return notebook
+
+
 @cache
 def _release() -> tuple[str, str]:
     """The repository's address and the tag of this version, from the clone's `pyproject.toml`."""
@@ -42,12 +176,14 @@ def _release() -> tuple[str, str]:
         import tomllib
     else:
         import tomli as tomllib  # jupytext brings it
-    project: dict[str, Any] = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]
+    project: dict[str, Any] = tomllib.loads(
+        (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
     return project["urls"]["Repository"].rstrip("/"), f"v{project['version']}"
 
 
 def opening(path: str, *, instructor: bool) -> list[NotebookNode]:
-    """The first two cells of the notebook at `path` in the repository: badges, and Colab's install."""
+    """Return the first two cells of the notebook at `path` in the repository: badges, and Colab's install."""
     from nbformat.v4 import new_code_cell, new_markdown_cell
 
     address, tag = _release()
@@ -65,11 +201,13 @@ def opening(path: str, *, instructor: bool) -> list[NotebookNode]:
 
 
 def version(cells: list[NotebookNode], *, instructor: bool) -> list[NotebookNode]:
-    """The source's cells as the student or the instructor finds them.
+    """Return the source's cells as the student or the instructor finds them.
 
-    Raises ValueError, naming the cell, where the convention is broken: a marker without its partner or
-    outside a cell tagged `exercise`, an exercise without a solution, a check that is not one call of `check`,
-    and a blank that is not Python.
+    Raises
+    ------
+    ValueError
+        A marker has no partner or is not in a cell tagged `exercise`, an exercise has no solution, a check is
+        not one call of `check`, or a blank is not Python; the cell is named.
     """
     found = []
     for cell in cells:
@@ -95,7 +233,7 @@ def _solve_or_blank(source: str, exercise: bool, instructor: bool) -> str:
                     f"{_first(source)}: `{line.strip()}` stands alone; in a cell tagged `exercise`, write "
                     "the solution between a line `# solution: what the student finds` and a line `# end`."
                 )
-            blank = start.group(1) + (start.group(2) or _BLANK) if start else None
+            blank = start.group(1) + (start.group(2) or "...  # your code here") if start else None
             if start:
                 solved += 1
                 lines.append(start.group(1) + "# solution" if instructor else str(blank))
@@ -130,3 +268,83 @@ def _collapsed(cell: NotebookNode) -> NotebookNode:
 
 def _first(source: str) -> str:
     return f"The cell `{source.strip().splitlines()[0] if source.strip() else ''}`"
+
+
+def text(notebook: NotebookNode) -> str:
+    """Return the content of the `.ipynb` file."""
+    import nbformat
+
+    return str(nbformat.writes(notebook, version=4)) + "\n"
+
+
+def stale(directory: Path | None = None) -> list[Path]:
+    """List the `.ipynb` files of both kinds that are missing, differ from their source, or have none.
+
+    Parameters
+    ----------
+    directory : Path, optional
+        The folder that holds `source`; default `folder()`.
+
+    Raises
+    ------
+    ValueError
+        A source does not follow the convention.
+    """
+    directory = directory or folder()
+    wanted = _wanted(directory)
+    made = [*directory.glob("*.ipynb"), *directory.glob(f"{INSTRUCTOR}/*.ipynb")]
+    wrong = [path for path in sorted(made) if path not in wanted]
+    return wrong + [path for path, content in wanted.items() if _differs(path, content)]
+
+
+def build(directory: Path | None = None) -> list[Path]:
+    """Write every stale `.ipynb` from its source and list those; one without a source is left alone.
+
+    Parameters
+    ----------
+    directory : Path, optional
+        The folder that holds `source`; default `folder()`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are no sources: notebooks are built in a clone.
+    ValueError
+        A source does not follow the convention; nothing is written then.
+    """
+    directory = directory or folder()
+    if not (directory / "source").is_dir():
+        raise FileNotFoundError(f"{directory} has no folder `source`: only a clone can build notebooks.")
+    changed = {path: content for path, content in _wanted(directory).items() if _differs(path, content)}
+    for path, content in changed.items():
+        write_text(path, content)
+    return list(changed)
+
+
+def _wanted(directory: Path) -> dict[Path, str]:
+    """Map the `.ipynb` files that there should be to what they should hold."""
+    return {
+        (directory / INSTRUCTOR if instructor else directory) / f"{source.stem}.ipynb": text(
+            convert(source, instructor=instructor)
+        )
+        for source in sorted((directory / "source").glob("*.py"))
+        for instructor in (False, True)
+    }
+
+
+def _differs(path: Path, content: str) -> bool:
+    return not path.is_file() or path.read_text(encoding="utf-8") != content
+
+
+def main() -> int:
+    """Write what is stale; with `--check` only say so (exit 1)."""
+    check = "--check" in sys.argv[1:]
+    changed = stale() if check else build()
+    for path in changed:
+        name = path.relative_to(folder()).as_posix()
+        sys.stdout.write(f"{'stale' if check else 'written'}: {name}\n")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from xgblora_lab.files import load_tensors, replaced, save_tensors, write_json
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -53,9 +53,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: Path, cache: Path) -> np.nd
         for start in tqdm(range(0, len(paragraphs), 2000), desc=f"encoding {text.name}"):
             block = [p + "\n\n" for p in paragraphs[start : start + 2000]]
             parts += [np.array(e.ids, np.uint16) for e in tokenizer.backend_tokenizer.encode_batch(block)]
-        partial = cache.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(parts))
-        partial.rename(cache)
+        with replaced(cache) as partial:
+            np.save(partial, np.concatenate(parts))
     return np.load(cache, mmap_mode="r")
 
 
@@ -77,26 +76,23 @@ def held_out(model: LlamaForCausalLM, ids: np.ndarray, sequence: int, batches: i
 
 
 def save(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Write a checkpoint beside `folder`, then rename: a kill leaves the old one or the new one."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    """Write a checkpoint in place of the last one: a kill leaves the old one or the new one."""
     moments = {
-        f"{i}.{key}": value.contiguous()
+        f"{i}.{key}": value
         for i, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    save_file(moments, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps(state, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replaced(folder) as partial:
+        model.save_pretrained(partial)
+        save_tensors(partial / "optimizer.safetensors", moments)
+        write_json(partial / "state.json", state)
 
 
 def restore(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> dict:
     """Load what `save` wrote into the model and the optimizer; returns the state."""
     model.load_state_dict(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
     entries: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in load_file(folder / "optimizer.safetensors").items():
+    for name, value in load_tensors(folder / "optimizer.safetensors").items():
         index, key = name.split(".")
         entries.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
@@ -232,7 +228,7 @@ def main(
         "held_out_curve": [[s, round(v, 4)] for s, v in state["valid"]],
     }
     tokenizer.save_pretrained(out / "model")
-    (out / "model" / "pretraining.json").write_text(json.dumps(result, indent=1))
+    write_json(out / "model" / "pretraining.json", result)
     typer.echo(json.dumps(result))
 
 

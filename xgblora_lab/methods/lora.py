@@ -44,9 +44,6 @@ class LoRA(Continued):
     def rank_bound(self, modules: int) -> int | None:
         return self.rank if self.low_rank else None
 
-    def rank_bound(self, modules: int) -> int | None:
-        return self.rank if self.low_rank else None
-
     def scale_of(self, rank: int) -> float:
         """The scale of a pair of this rank."""
         alpha = self.rank if self.alpha is None else self.alpha

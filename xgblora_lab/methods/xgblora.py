@@ -126,9 +126,6 @@ class XGBLoRA(Method):
     def rank_bound(self, modules: int) -> int | None:
         return self.rank
 
-    def rank_bound(self, modules: int) -> int | None:
-        return self.rank
-
     def scale_of(self, rank: int) -> float:
         """The scale of a booster of this rank."""
         return 1.0 if self.alpha is None else self.alpha / rank

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from xgblora_lab.bench.bench import Bench
-from xgblora_lab.bench.hooks import Hook, Stop
+from xgblora_lab.bench.hooks import Hook, Run, Stop
 from xgblora_lab.bench.records import History
 from xgblora_lab.files import plain, write_json
 from xgblora_lab.racing.tuning import Trial
@@ -83,7 +83,7 @@ class _Until(Hook):
     def __init__(self, step: int, limit: int | None) -> None:
         self.step, self.limit = step, limit
 
-    def on_step(self, bench: Bench, step: int, loss: Tensor) -> None:
+    def on_step(self, bench: Run, step: int, loss: Tensor) -> None:
         if bench.trained_steps >= self.step:
             bench.history.scores["early_loss"] = (
                 bench.evaluate("dev", self.limit)["loss"] if bench.task.size("dev") else bench.probe_loss()

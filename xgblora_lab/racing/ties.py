@@ -36,7 +36,7 @@ def majority_score(task: Any, split: str, limit: int | None = None) -> float | N
         return None
     if not hasattr(task, "splits"):
         return None
-    from xgblora_lab.tasks.text import classification_scores
+    from xgblora_lab.tasks.scores import classification_scores
 
     truth = np.array([example.label for example in task.splits[split][:limit]])
     constant = np.full_like(truth, np.bincount(truth).argmax())

@@ -26,10 +26,19 @@ class Section:
 
 
 def histories(source: Source) -> list[History]:
-    """The histories in a History, a Race, a run's folder, a race's folder, a JSON file, or a list of these.
+    """Read the histories in a source.
 
-    A folder holds `race.json` or `history.jsonl`, or folders that do. FileNotFoundError where there is
-    neither, ValueError where a file is not a history.
+    Parameters
+    ----------
+    source : History, Race, str, Path or a list of these
+        A path leads to such a file, or to a folder that holds `race.json` or `history.jsonl`, or such folders.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no run in a folder.
+    ValueError
+        A file is not a history, or `source` is something else.
     """
     if isinstance(source, History):
         return [source]
@@ -69,9 +78,19 @@ def _parse(path: Path) -> list[History]:
 
 
 def sections(runs: list[History], cells: Any = None) -> list[Section]:
-    """Every figure that the histories allow: the race first where there is one, then one run per label.
+    """Draw every figure that the histories allow: first the race, where there is one, then one run per label.
 
-    `cells`: the table of `figures.boosting_map`, where there is one.
+    Parameters
+    ----------
+    runs : list of History
+        At least one.
+    cells : DataFrame, optional
+        The table of `figures.boosting_map`.
+
+    Raises
+    ------
+    ValueError
+        There is no history.
     """
     if not runs:
         raise ValueError("A report needs at least one history: give a run's folder or [bench.history].")
@@ -127,7 +146,7 @@ def _gains_differ(run: History) -> bool:
 
 
 def settings_table(runs: list[History]) -> Mapping[str, str]:
-    """Setting → its value, or its values where runs differ; only what is known, and no spectra."""
+    """Map each setting to its value, or its values where runs differ; only what is known, and no spectra."""
     hidden = {"options", "versions", "chosen", "truth_spectrum", "label"}
     table = {}
     flat = [run.settings.to_dict() | dict(run.settings.options) for run in runs]
@@ -140,7 +159,7 @@ def settings_table(runs: list[History]) -> Mapping[str, str]:
 
 
 def versions(runs: list[History]) -> Mapping[str, str]:
-    """Package → version, as the runs recorded them, and of what drew the page."""
+    """Map each package to its version, as the runs recorded it, and the packages that drew the page."""
     import plotly
 
     from xgblora_lab import __version__

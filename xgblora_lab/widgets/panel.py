@@ -18,8 +18,8 @@ LABEL = {"description_width": "initial"}
 class Panel(ipywidgets.VBox):
     """Controls, a sentence or two, a place for errors, and canvases, from top to bottom.
 
-    A widget's callback that raises says so nowhere a reader would look; every callback here runs in
-    `guard`, which shows the error in words, with its traceback folded away below.
+    Jupyter does not show the reader an error that is raised in a widget's callback. Every callback here runs
+    in `guard`, which shows the error in words, with its traceback folded away below.
 
     Parameters
     ----------

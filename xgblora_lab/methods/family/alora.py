@@ -1,4 +1,4 @@
-"""ALoRA: ranks that nobody misses move to where every rank is missed (Liu et al. 2024, arXiv 2403.16187)."""
+"""ALoRA: ranks move from where they are not needed to where they are (Liu et al. 2024, arXiv 2403.16187)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Switched(LowRank):
 
 @dataclass
 class ALoRA(LoRA):
-    """LoRA that switches off one rank at a time to see whether the model gets worse, takes the ranks that
-    nobody misses and gives as many new ones to the modules that lost none.
+    """LoRA that switches off one rank at a time to see whether the model gets worse, removes
+    the ranks it does not need and gives as many new ones to the modules that lost none.
 
     A rank's score (AB-LoRA) is the loss without it minus the loss with it alone, on a fixed batch of training
     rows, so that dev and test stay clean (the paper uses dev rows). The lowest are removed with their Adam
     moments; new ranks have B = 0, so growth changes nothing at that instant. The scale stays that of the
-    starting rank: it must not jump when a rank moves. A module may lose all its ranks.
+    starting rank, so that it does not jump when a rank moves. A module may lose all its ranks.
 
     rank: of every module at the start, and on average for good (the paper's is 8).
     every: rounds between reallocations; the first is at the start of round `every` (our choice).
@@ -107,7 +107,7 @@ class ALoRA(LoRA):
         self.grown = sum(n * sum(weight_shape(loop.modules[name])) for name, n in added.items())
 
     def scores(self, loop: Loop) -> dict[str, Tensor]:
-        """AB-LoRA scores (r,) by module: high where a rank is missed and helps alone."""
+        """AB-LoRA scores (r,) by module: high where the model needs the rank and it helps on its own."""
         size, rows = loop.batch_size, range(min(self.score_rows, loop.task.size("train")))
         batches = [loop.task.batch("train", rows[i : i + size]) for i in rows[::size]]
         boosters = {n: b for n, b in self.boosters.items() if isinstance(b, Switched)}

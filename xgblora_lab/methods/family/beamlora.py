@@ -36,12 +36,12 @@ class Competing(LowRank):
 @dataclass
 class BeamLoRA(LoRA):
     """LoRA whose ranks compete inside each adapter: every so often the weakest are thrown out and restart as
-    slightly older copies of the strongest, so good ideas get more room while the size stays the same.
+    slightly older copies of the strongest, so that useful directions get more ranks at the same size.
 
     The update is s·B diag(r·softmax(scores/tau)) A, with one trained score per rank, 0 at the start (so it
-    starts as LoRA). An event finds the weak ranks: those beyond the largest gates that make up the share p of
-    all gates. Each takes the factors that a strong rank of its module had half a period ago, and both take
-    the mean of their scores. An event changes the function. Defaults are the released script's.
+    starts as LoRA). An event finds the weak ranks: all but the largest gates, which together make up the
+    share p of all gates. Each takes the factors that a strong rank of its module had half a period ago, and
+    both take the mean of their scores. An event changes the function. Defaults are the released script's.
 
     tau: temperature of the softmax; lower makes the competition fiercer.
     top_p: p at the start; it rises to 1, where nothing is weak, along a half cosine.
@@ -50,8 +50,8 @@ class BeamLoRA(LoRA):
     scope: `"global"` compares gates over all modules, `"module"` within each. No more than half of a module's
         ranks restart in one event (our limit: beyond it a rank could be both weak and strong).
     moments: Adam's moments of a restarted pair: `"inherit"` the strong rank's of half a period ago (what the
-        authors intend), `"keep"` the weak one's (what their code does, a write of it being lost), `"zero"`.
-        The moments of the scores of a module are zeroed in any case.
+        authors intend), `"keep"` the weak one's (what their code does, because one of its writes is lost),
+        `"zero"`. The moments of the scores of a module are zeroed in any case.
 
     Beyond LoRA it costs one number per rank, and a copy of adapter and moments on the CPU; no pass.
     """
@@ -147,7 +147,7 @@ class BeamLoRA(LoRA):
                 moment.zero_()
 
     def competing(self) -> dict[str, Competing]:
-        """The boosters by module, as what they are."""
+        """The boosters by module, with their own type."""
         return {name: b for name, b in self.boosters.items() if isinstance(b, Competing)}
 
     def state(self) -> dict[str, Tensor]:

@@ -41,11 +41,11 @@ class Decomposed(LowRank):
 
 @dataclass
 class DoRA(LoRA):
-    """LoRA changes each output's direction, one more number its length.
+    """LoRA changes the direction of each output, and one more number changes its length.
 
     d numbers for each module beside the pair; the norms of W + sBA cost one more thin product in each forward
-    pass. The accumulated update has full rank: no PEFT LoRA says it, `export_merged` takes it away. A packed
-    weight is refused.
+    pass. The accumulated update has full rank: no PEFT LoRA can hold it, so export with `export_merged`. A
+    packed weight is refused.
     """
 
     name: ClassVar[str] = "dora"

@@ -25,12 +25,13 @@ class GoRA(LoRAPlus):
     descent. The base stays as it is.
 
     With the mean gradient G of a module: its importance is mean|W∘G| (W∘G entry by entry), its rank its share
-    of the budget Σ√(d+k)·rank over √(d+k), and B₀ = −ξ G A₀ᵀ(A₀A₀ᵀ)⁻¹, so that s·B₀A₀ is −G seen through A₀,
-    of about gamma times the norm of G. The minus is the paper's; later code of the authors lost it.
+    of the budget Σ√(d+k)·rank over √(d+k), and B₀ = −ξ G A₀ᵀ(A₀A₀ᵀ)⁻¹, so that s·B₀A₀ is −G projected on
+    A₀'s rows, with about gamma times the norm of G. The minus is the paper's; later code lost it.
 
     rank: the mean rank that the budget is made of; alpha: as in LoRA, over each module's own rank.
     r_min, r_max: bounds of a module's rank; None means rank/2 and 4·rank (4 and 32 for 8, as the authors).
-        No rank exceeds min(d, k). What a bound cuts off is not given to others: the budget is met roughly.
+        No rank exceeds min(d, k). What a bound cuts off is not given to other modules, so
+        the budget is met only roughly.
     gamma: length of the first step, 0.05 by default as in the authors' scripts; 0 leaves B at zero.
     passes: batches that the gradient is averaged over; 8 by default (the authors: 32, in longer runs).
     scaling: `"rslora"` by default. lr: 3e-4 by default, as for rsLoRA.

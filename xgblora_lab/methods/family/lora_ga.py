@@ -27,8 +27,8 @@ class LoRAGA(OffsetLoRA):
     gamma: how small the start is; the offset's entries are alpha/(gamma·√k) in the mean square under rsLoRA's
         scaling. 64 by default; the authors use 16 and 64. Raise it where that is above half of the weight's.
     passes: batches that the gradient is averaged over; 8 by default, as in the authors' reproduction.
-    scaling: `"rslora"` by default, which c is made for. lr: 2e-4 by default: it wants about what full
-        fine-tuning wants, not what LoRA does.
+    scaling: `"rslora"` by default, which c is made for. lr: 2e-4 by default; the best rate is near that of
+        full fine-tuning, not near LoRA's.
     Beyond LoRA: `passes` gradient passes and one SVD per module at the start, d·k numbers per module
     meanwhile, and what `OffsetLoRA` keeps. Needs 2·rank ≤ min(d, k).
     """

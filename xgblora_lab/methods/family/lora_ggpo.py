@@ -2,7 +2,7 @@
 
 Version 1 of the paper is GGPO, random noise; versions 2 and 3 replaced it by MGPO, a push along the
 optimizer's momentum. Both add a perturbation ε to W for the length of one forward and backward pass. Here ε
-is a side path beside the booster, so W itself is never written to. GGPO's noise level is our reconstruction:
+is a side path beside the booster, so W itself never changes. GGPO's noise level is our reconstruction:
 the paper's exact formula was not available to us, nor any released code of it.
 """
 
@@ -86,8 +86,8 @@ class _Shaking(LoRA):
 
 @dataclass
 class LoRAMGPO(_Shaking):
-    """LoRA whose frozen weights are pushed along the coming descent while a step's gradients are taken: to
-    keep doing well there, the pair has to settle in a wide valley.
+    """LoRA whose frozen weights are pushed along the coming descent while a step's gradients are taken, so
+    that the pair settles in a wide valley.
 
     ε = −ρ c v/‖v‖, v = s (m_B A + B m_A) with AdamW's first moments m, c = min(1/ḡ, 10), ḡ the running
     average of ‖s (dB A + B dA)‖. Two thin products for each module, no (d, k) matrix; nothing at the first

@@ -14,7 +14,7 @@ from xgblora_lab.methods.lora import LoRA
 
 @dataclass
 class LoRAPlus(LoRA):
-    """LoRA whose B, which starts at zero, takes `ratio` times as large steps as A.
+    """LoRA whose B, which starts at zero, takes steps `ratio` times as large as A's.
 
     lr: of A, 1e-4 by default: with the default ratio B learns at 1.6e-3, about what a plain LoRA's B does.
     ratio: B's learning rate over A's, 1 or more; 16 by default, the paper's advice. 1 is LoRA bit for bit.

@@ -1,8 +1,8 @@
 """LoRA-Pro: steps of A and B whose joint effect on W is as close as it can be to full fine-tuning's
 (arXiv 2407.18242).
 
-For W + s·B A with gradient G of W, steps hA, hB move W along s(B hA + hB A). The nearest to G that can be had
-is G − (I − P_B) G (I − P_A), where P_B projects on B's columns and P_A on A's rows. It is reached with the
+For W + s·B A with gradient G of W, steps hA, hB move W along s(B hA + hB A). The nearest they reach is
+G − (I − P_B) G (I − P_A), where P_B projects on B's columns and P_A on A's rows. It is reached with the
 gradients gA = s BᵀG and gB = s G Aᵀ alone; G is never needed.
 """
 
@@ -24,13 +24,13 @@ MODES = ("full", "efficient")
 class LoRAPro(LoRA):
     """LoRA whose steps imitate full fine-tuning as well as two thin matrices can.
 
-    lr: a unit of W's change, as in full fine-tuning, hence 1e-4; `mode="efficient"` wants LoRA's, 1e-3.
+    lr: a unit of W's change, as in full fine-tuning, hence 1e-4; for `mode="efficient"` use LoRA's, 1e-3.
     mode: `"full"`, the published method: Adam runs on the imitated gradient of W, so two moments as large as
         W are kept for every module (and, on the CPU, for every round that can be rewound to);
         `"efficient"`: Adam runs on the steps of A and B, with LoRA's memory and less theory behind it.
     eps: Adam's, 1e-8. Weight decay is refused.
-    Cost beyond LoRA: the memory said above; d·k·r operations and two r × r eigendecompositions per module and
-    step; no further passes over data.
+    Cost beyond LoRA: the memory named above; d·k·r operations and two r × r eigendecompositions per module
+    and step; no further passes over data.
     """
 
     lr: float = 1e-4

@@ -24,7 +24,7 @@ EXACT = 512  # a whole SVD of 512 × 2048 takes about half a second on one core
 
 @dataclass
 class OffsetLoRA(LoRA):
-    """A LoRA whose pairs start where `first_factors` says, at the beginning of the first round.
+    """A LoRA whose pairs get their start from `first_factors`, at the beginning of the first round.
 
     Beyond LoRA: a copy of the base on the CPU, and the pairs' start. On a half-precision base also a float32
     copy, to which the offset is added before it is rounded once: there the model moves by that rounding.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class PiSSA(OffsetLoRA):
-    """LoRA that starts as the largest singular directions of W and freezes the rest, instead of starting at
-    zero beside a frozen W.
+    """LoRA that trains the largest singular directions of W and freezes the rest. LoRA starts at zero beside
+    a frozen W.
 
     With W = U S Vᵀ: s·B₀A₀ is W cut to rank r, B₀ = U√(S/s), A₀ = √(S/s)Vᵀ. lr: 3e-4 by default; the larger
     the weight's singular values, the further a step goes.

@@ -20,7 +20,7 @@ class ReLoRA(XGBLoRA):
 
     rank: of each restart's pair (8 as LoRA here; the paper pre-trains with 128). lr: LoRA's unit, 1e-3.
     steps_per_round: steps between restarts (the paper's are thousands; 20 is the bench's default, ours).
-    prune: share of Adam's moments that a restart sets to zero; the step counter runs on. The released code
+    prune: share of Adam's moments that a restart sets to zero; the step counter continues. The released code
         prunes 0.8 to 0.9 by magnitude or 0.999 at random; 0.99 is ours.
     pruning: `"magnitude"` keeps the entries whose first moment is largest, `"random"` a random choice. Both
         moments of an entry go together (ours): a first moment without its second is divided by zero.

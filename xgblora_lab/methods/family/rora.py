@@ -1,4 +1,4 @@
-"""RoRA: LoRA whose volume falls with the root of the rank (Liu et al. 2025, arXiv 2501.04315)."""
+"""RoRA: LoRA whose scale falls with the root of the rank (Liu et al. 2025, arXiv 2501.04315)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xgblora_lab.methods.lora import LoRA
 
 @dataclass
 class RoRA(LoRA):
-    """LoRA with the scale alpha/√r in place of alpha/r, so that a larger rank can still be heard.
+    """LoRA with the scale alpha/√r in place of alpha/r, so that the update does not fade as the rank grows.
 
     The same rule as rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), which RoRA's authors try on pruned models:
     `RoRA(rank=r, alpha=a)` is `LoRA(rank=r, alpha=a·√r)`. With AdamW the first step grows with √r, so the

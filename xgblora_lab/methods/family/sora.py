@@ -22,18 +22,18 @@ PROXES = ("exact", "released")
 
 @dataclass
 class SoRA(LoRA):
-    """LoRA with a tap on every rank: each step closes all taps a little, and only the ranks that the task
-    keeps pushing open survive. The update is s·B diag(g) A with trained gates g ~ N(0, 1) and B = 0.
+    """LoRA with a gate on every rank: each step closes all gates a little, and only the ranks survive whose
+    gates the task keeps open. The update is s·B diag(g) A with trained gates g ~ N(0, 1) and B = 0.
 
     xi: what a step takes off every gate, as a multiple of the learning rate; 0 prunes nothing. The released
         script takes 3e-4 at a learning rate of 8e-4, our default 0.375. The task moves a gate by about one
-        learning rate in a step, so that from 1 on no gate survives; a gate that the task leaves alone is
+        learning rate in a step, so no gate survives an xi of 1 or more; a gate that the task leaves alone is
         closed after |g|/xi learning rates.
     prox: `"exact"`, the proximal step of xi·‖g‖₁, whose threshold follows the schedule; `"released"`, as in
         the authors' code: the threshold of the peak learning rate all along, and twice the dead zone.
     sparse_lambda: weight of the mean |g| over all gates, added to the gradient (the released script adds 10;
         0 leaves all pruning to the proximal step).
-    weight_decay: on A and B alone. Without it B may grow while its gate shrinks, which dodges the penalty.
+    weight_decay: on A and B alone. Without it B may grow while its gate shrinks, which evades the penalty.
         0.1 as released.
 
     How many ranks survive is an outcome, not a budget. Beyond LoRA it costs one number per rank, no pass.
