@@ -210,7 +210,7 @@ class Method:
             {"steps_per_round": k} for k in sorted({max(1, round(steps / part)) for part in (6, 3, 2, 1)})
         ]
         if any(f.name == "merge" for f in dataclasses.fields(cls)):
-            found.append({"merge": "plateau"})
+            found.append({"merge": "plateau", "steps_per_round": 25})
         return found
 
     # Moments of the loop, in order. Each is told the loop, which knows the model, the modules and the data.

@@ -62,8 +62,8 @@ def race(
         Names as in `load`, with its task options; or a model and a task (the same objects serve every run,
         since a bench puts the model back to its base).
     methods : str or sequence of str and Method
-        `Method` objects or texts such as "lora:r=8". An option in a text is not tuned, and of an object only
-        the learning rate is. "all": every method there is, with its defaults.
+        `Method` objects or texts such as "lora:r=8". An option in a text is not tuned; an object's `lr` is
+        the middle of the rates tried, and its other knobs are tuned. "all": every method there is.
     trials : int, default 8
         Trials of every method over its own knobs (`Method.knobs`) and learning rates a quarter decade apart
         around its default; with the first seed, chosen by the dev score. After a third of the steps the worse
@@ -185,9 +185,8 @@ def _plans(
         elif lrs is not None:
             plans[label] = [Trial(label, dataclasses.replace(method, lr=lr)) for lr in lrs]
         else:
-            free = method.knobs(steps) if isinstance(given, str) else []
-            free = [knobs for knobs in free if not said & set(knobs)] or [{}]
-            plans[label] = plan(label, dataclasses.replace(method, lr=type(method)().lr), free, trials)
+            free = [knobs for knobs in method.knobs(steps) if not said & set(knobs)] or [{}]
+            plans[label] = plan(label, method, free, trials)
             adapt.append(label)
     return plans, adapt
 

@@ -1,0 +1,80 @@
+"""The races behind what the README says of boosting: `python -m benchmarks.races NAME --data FOLDER`.
+
+Each race goes on where it was interrupted. Finished runs lie in `benchmarks/NAME/runs`; once all are there, the result
+is `race.json` with the tables beside it, and the runs can go.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xgblora_lab.methods import Full, LoRA, Method, XGBLoRA
+from xgblora_lab.racing.race import race
+
+ROOT = Path(__file__).resolve().parent
+
+
+def field(**rates: float) -> list[Method]:
+    """The methods of a race, each with the middle of the rates that it is tuned over."""
+    made: dict[str, Method] = {
+        "lora1": LoRA(rank=1),
+        "xgblora1": XGBLoRA(round_warmup=5),
+        "lora8": LoRA(rank=8),
+        "xgblora8": XGBLoRA(rank=8, round_warmup=5),
+        "lora64": LoRA(rank=64),
+        "full": Full(),
+    }
+    methods = []
+    for name, lr in rates.items():
+        method = made[name]
+        method.lr, method.schedule = lr, "trapezoid"
+        methods.append(method)
+    return methods
+
+
+def races(data: Path) -> dict[str, dict[str, Any]]:
+    """Name → the arguments of `race`; `data`: folder of the models and data that are not in this repository."""
+    stories, books = data / "models" / "TinyStories-656K", data / "data" / "books" / "valid.txt"
+    common = {"schedule": "trapezoid", "trials": 6, "seeds": 5}
+    planted = {**common, "data": "planted", "batch_size": 8, "limit": 256}
+    return {
+        "planted": {
+            **planted,
+            "methods": field(lora1=1e-2, xgblora1=1e-2, lora8=1e-2, xgblora8=1e-2, full=1e-3),
+            "steps": 480,
+        },
+        "capacity": {
+            **common,
+            "model": stories,
+            "data": books,
+            "kind": "causal-lm",
+            "max_length": 128,
+            "methods": field(lora1=3e-2, xgblora1=3e-2, lora8=3e-2, xgblora8=3e-2, full=3e-3),
+            "steps": 1000,
+            "batch_size": 16,
+            "limit": 400,
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one race, here, on one thread."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.races", description=__doc__)
+    parser.add_argument("name", choices=sorted(races(Path())))
+    parser.add_argument("--data", type=Path, default=Path(), help="folder with models/ and data/")
+    parser.add_argument("--seeds", type=int, help="of the chosen knobs; more can follow later")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = races(options.data)[options.name]
+    if options.seeds is not None:
+        chosen["seeds"] = options.seeds
+    print(race(**chosen, out=ROOT / options.name, progress=True))
+
+
+if __name__ == "__main__":
+    main()
