@@ -1,7 +1,7 @@
 """The races behind what the README says of boosting: `python -m benchmarks.races NAME --data FOLDER`.
 
-Each race goes on where it was interrupted. Finished runs lie in `benchmarks/NAME/runs`; once all are there, the result
-is `race.json` with the tables beside it, and the runs can go.
+Each race goes on where it was interrupted, also with more methods or seeds: finished runs lie in
+`benchmarks/NAME/runs`. Once all are there, the result is `race.json` with the tables beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def field(**rates: float) -> list[Method]:
 
 
 def races(data: Path) -> dict[str, dict[str, Any]]:
-    """Name → the arguments of `race`; `data`: folder of the models and data that are not in this repository."""
+    """Name → the arguments of `race`; `data`: where the models and data lie that are not in this repository."""
     stories, books = data / "models" / "TinyStories-656K", data / "data" / "books" / "valid.txt"
     common = {"schedule": "trapezoid", "trials": 6, "seeds": 5}
     planted = {**common, "data": "planted", "batch_size": 8, "limit": 256}
@@ -68,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", choices=sorted(races(Path())))
     parser.add_argument("--data", type=Path, default=Path(), help="folder with models/ and data/")
     parser.add_argument("--seeds", type=int, help="of the chosen knobs; more can follow later")
+    parser.add_argument("--first", type=int, help="only so many of the methods; the others can follow later")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chosen = races(options.data)[options.name]
     if options.seeds is not None:
         chosen["seeds"] = options.seeds
-    print(race(**chosen, out=ROOT / options.name, progress=True))
+    chosen["methods"] = chosen["methods"][: options.first]
+    print(race(**chosen, out=ROOT / options.name, progress=True))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import tiny
@@ -83,9 +84,12 @@ def test_a_true_answer_stops_the_run():
 
     bench = bench_of(hooks=[Enough()])
     assert len(bench.run(progress=False)) == 2
-    patient = bench_of(XGBLoRA(lr=1e-12, steps_per_round=2), steps=40, hooks=[Stop(patience=3)])
-    assert len(patient.run(progress=False)) == 4
-    diverged = bench_of(LoRA(lr=1e30, steps_per_round=2), hooks=[Stop(), Spectrum()])
+    stop = Stop(n_iter_no_change=3)
+    still = bench_of(XGBLoRA(lr=1e-12, steps_per_round=2), steps=40, hooks=[stop])
+    assert len(still.run(progress=False)) == stop.best_round == 1
+    assert len(stop.losses) == 4
+    watched = [Stop(n_iter_no_change=math.inf), Spectrum()]
+    diverged = bench_of(LoRA(lr=1e30, steps_per_round=2), hooks=watched)
     assert len(diverged.run(progress=False)) < 4
     assert "spectrum" not in diverged.history[-1].measurements
 

@@ -540,7 +540,7 @@ say(f"The rule stopped the run after {stopped} of {planned} rounds." if stopped 
 
 # %% [markdown] tags=["solution"]
 # A single weak round is thin evidence: with a third of the modules drawn by lot, some rounds draw the wrong
-# ones. A better rule waits for several of them. The library's `Stop(patience=…)` does.
+# ones. A better rule waits for several of them. The library's `Stop(n_iter_no_change=…)` does.
 
 # %% [markdown]
 # ## 7 · Your own method

@@ -13,6 +13,7 @@ from xgblora_lab.bench.hooks import Hook, Run
 from xgblora_lab.bench.measure import Measure
 from xgblora_lab.bench.records import Round
 from xgblora_lab.bench.step import Head, Trainer, state_bytes
+from xgblora_lab.lowrank.linear import blocks
 
 if TYPE_CHECKING:
     from xgblora_lab.tasks.task import Batch
@@ -38,6 +39,7 @@ class Fit:
     def __init__(self, run: Run, trainer: Trainer, head: Head, measure: Measure) -> None:
         self.run, self.trainer, self.head, self.measure = run, trainer, head, measure
         self.step = 0
+        self._block = {name: i for i, names in enumerate(blocks(run.modules)) for name in names}
 
     def round(self, index: int, hooks: Sequence[Hook]) -> Round:
         """Train round `index` and return its record."""
@@ -69,6 +71,7 @@ class Fit:
             method=method.name,
             step=self.step,
             modules=modules,
+            lowest_block=min((self._block[name] for name in modules), default=0),
             loss_before=fitted["losses"][0],
             loss_after=measure.after_round(index),
             probe_before=probe_before,

@@ -138,26 +138,63 @@ class Probe(Hook):
 
 
 class Stop(Hook):
-    """End the run when the loss is no number any more, or the probe loss has stopped falling.
+    """Early stopping over rounds, in boosting's own words: end the run, and go back to its best round.
 
-    patience: rounds to wait for the probe loss to fall by `tolerance` (relative); `math.inf` waits for ever.
+    A loss that is no number ends the run in any case. The best round is restored when the run ends here or at
+    the end of its plan, where the method can be rewound (full fine-tuning cannot).
+
+    Parameters
+    ----------
+    n_iter_no_change : float
+        Rounds to wait for the watched loss to fall; `math.inf` waits for ever and restores nothing.
+    tol : float
+        A fall counts where it is more than this part of the best loss.
+    split : str or None
+        What is watched: the task's loss on this split after every round, or with None the probe loss.
+    limit : int or None
+        Examples of the split that are scored.
+
+    Attributes
+    ----------
+    losses : list of float
+        The watched loss after every round of the run, those that were taken back included.
+    best_round : int
+        Rounds done when it was lowest.
     """
 
-    def __init__(self, patience: float = 5, tolerance: float = 1e-3) -> None:
-        self.patience, self.tolerance = patience, tolerance
-        self._best, self._waited = math.inf, 0
+    def __init__(
+        self,
+        n_iter_no_change: float = 5,
+        tol: float = 1e-3,
+        split: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.n_iter_no_change, self.tol, self.split, self.limit = n_iter_no_change, tol, split, limit
+        self.losses: list[float] = []
+        self.best_round = 0
+        self._best, self._ended = math.inf, False
 
     def on_run_start(self, bench: Run) -> None:
-        self._best, self._waited = math.inf, 0
+        self.losses, self.best_round = [], len(bench.history)
+        self._best, self._ended = math.inf, False
 
     def on_round_end(self, bench: Run, record: Round) -> bool:
-        if not math.isfinite(record.losses[-1]):
-            return True
-        if record.probe_after < self._best * (1 - self.tolerance):
-            self._best, self._waited = record.probe_after, 0
-        else:
-            self._waited += 1
-        return self._waited >= self.patience
+        loss = record.probe_after
+        if self.split is not None:
+            loss = bench.evaluate(self.split, self.limit)["loss"]
+        self.losses.append(loss)
+        if loss < self._best - self.tol * abs(self._best) or self._best == math.inf > loss:
+            self._best, self.best_round = loss, record.index + 1
+        waited = record.index + 1 - self.best_round
+        diverged = not math.isfinite(record.losses[-1])
+        self._ended = diverged or waited >= self.n_iter_no_change or bench.trained_steps >= bench.steps
+        return diverged or waited >= self.n_iter_no_change
+
+    def on_run_end(self, bench: Run) -> None:
+        waits = math.isfinite(self.n_iter_no_change)
+        if self._ended and waits and bench.method.rewindable and self.best_round < len(bench.history):
+            bench.rewind(self.best_round)
+        self._ended = False
 
 
 class Gradient(Hook):

@@ -159,6 +159,8 @@ class Round:
     extra_passes, extra_forwards : int, default 0
         Beyond the κ steps: forward-backward passes, e.g. of an initialisation that looks at the gradient, and
         forward passes without backward, of a method that looks before it changes itself.
+    lowest_block : int, default 0
+        The lowest transformer block that was trained, from 0: so deep does backward go.
     measurements : mapping of str to JSON value
         What hooks added, by name.
     """
@@ -182,6 +184,7 @@ class Round:
     gradient_bytes: int
     extra_passes: int = 0
     extra_forwards: int = 0
+    lowest_block: int = 0
     measurements: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

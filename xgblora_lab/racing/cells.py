@@ -134,7 +134,7 @@ def train(cell: Cell, own_copy: bool = False) -> History:
         targets=s["targets"],
         seed=cell.seed,
         data_seed=cell.seed,
-        hooks=[Stop(patience=math.inf), *hooks],
+        hooks=[Stop(n_iter_no_change=math.inf), *hooks],
         accelerator=Accelerator(mixed_precision=s["precision"]) if s["precision"] else None,
     ) as bench:
         with contextlib.suppress(_Reached):
