@@ -38,7 +38,7 @@ def field(**rates: float) -> list[Method]:
 
 
 def races(data: Path) -> dict[str, dict[str, Any]]:
-    """Name → the arguments of `race`; `data`: where the models and data lie that are not in this repository."""
+    """Name → the arguments of `race`; `data`: where models and data lie that are not in this repository."""
     stories, books = data / "models" / "TinyStories-656K", data / "data" / "books" / "valid.txt"
     common = {"schedule": "trapezoid", "trials": 6, "seeds": 5}
     planted = {**common, "data": "planted", "batch_size": 8, "limit": 256}

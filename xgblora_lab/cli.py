@@ -68,6 +68,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
+    """Keep what holds for every command."""
     _options["traceback"] = traceback
 
 
