@@ -20,7 +20,10 @@ from .methods import LoRA as LoRA
 from .methods import Method as Method
 from .methods import XGBLoRA as XGBLoRA
 from .methods import make_method as make_method
+from .racing import Forgetting as Forgetting
+from .racing import Intruders as Intruders
 from .racing import Race as Race
+from .racing import Sharpness as Sharpness
 from .racing import race as race
 from .tasks import load as load
 from .tasks import load_model as load_model

@@ -1,9 +1,9 @@
 """XGBLoRA: boosting with rank-1 adapters (arXiv 2410.19694).
 
-"Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of LLMs". Each round trains fresh
-low-rank pairs on some modules, and the bench merges them. Rank 1, fresh pairs, random layers and the merge are
-the paper's; when to merge, schedule, optimizer policy and the initialisations are our choices, and called so in
-the options.
+"Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of LLMs". Each round trains
+fresh low-rank pairs on some modules, and the bench merges them. Rank 1, fresh pairs, random layers and the
+merge are the paper's; when to merge, schedule, optimizer policy and the initialisations are our choices, and
+called so in the options.
 """
 
 from __future__ import annotations
