@@ -19,96 +19,66 @@ from xgblora_lab.files import plain, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What a run was made of. Every field may be left out; its default then says that nothing is known.
-
-    A changed copy is `dataclasses.replace(settings, …)`.
-
-    Parameters
-    ----------
-    label : str
-        Name in figures and tables; tells variants of one method apart.
-    options : mapping of str to JSON value
-        The method's options, with which `make_method` makes it again.
-    lr : float
-        Peak learning rate; nan where it is not known.
-    model, data : str
-        What was trained, and on what.
-    kind, metric, greater_is_better : str, str, bool
-        Kind of task, e.g. "causal-lm"; name of its main score, e.g. "accuracy"; whether more of it is better.
-    steps, batch_size, accumulation, probe_size : int or None
-        K, the planned optimizer steps; examples per step and process; micro-batches that these are split
-        into; examples of the probe batch.
-    targets : str or sequence of str
-        The linear maps that were adapted, as in `find_modules`.
-    seed, data_seed : int or None
-        The seeds of initialisations and module choice, and of the order of the data.
-    precision, device : str
-        accelerate's mixed precision ("no", "bf16" or "fp16"); type of the device, e.g. "cpu".
-    processes : int or None
-        How many processes trained together.
-    flops_per_token : int or None
-        Floating-point operations per token trained on.
-    truth_spectrum : mapping of str to sequence of float
-        Module to the singular values of the update to find, where the task knows it.
-    versions : mapping of str to str
-        Package to version.
-    chosen : bool
-        Whether the run has the tuned options of a race.
-    merges : bool
-        Whether a module's update gains a factor each time that the module is chosen.
-    rank_bound : int or None
-        The most that one choice of a module can add to the rank of its update (where the method does not
-        merge: the largest rank at any time). None where the shape alone is a bound.
-    """
-
-    label: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    lr: float = math.nan
-    model: str = ""
-    data: str = ""
-    kind: str = ""
-    metric: str = ""
-    greater_is_better: bool = False
-    steps: int | None = None
-    batch_size: int | None = None
-    accumulation: int | None = None
-    targets: str | Sequence[str] = ""
-    seed: int | None = None
-    data_seed: int | None = None
-    probe_size: int | None = None
-    precision: str = ""
-    processes: int | None = None
-    device: str = ""
-    flops_per_token: int | None = None
-    truth_spectrum: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    chosen: bool = False
-    merges: bool = False
-    rank_bound: int | None = None
+class Record:
+    """A frozen dataclass whose mappings are read-only, and that JSON can hold."""
 
     def __post_init__(self) -> None:
-        for name in ("options", "truth_spectrum", "versions"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for f in dataclasses.fields(self):
+            if isinstance(value := getattr(self, f.name), Mapping):
+                object.__setattr__(self, f.name, MappingProxyType(dict(value)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RunSettings.from_dict, (self.to_dict(),)  # read-only views of mappings cannot be pickled
+        return type(self).from_dict, (self.to_dict(),)  # read-only views of mappings cannot be pickled
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict; `RunSettings.from_dict` inverts it."""
+        """A JSON-ready dict; `from_dict` inverts it."""
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
-        """The settings that `to_dict` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record that `to_dict` wrote."""
+        raise NotImplementedError
 
-        Parameters
-        ----------
-        values : mapping
-            Field to value. A field that is missing, as in an older file, keeps its default.
+
+@dataclass(frozen=True)
+class RunSettings(Record):
+    """What a run was made of. Every field may be left out; its default then says that nothing is known.
+
+    The source says beside each field what it holds. A changed copy is `dataclasses.replace(settings, …)`.
+    """
+
+    label: str = ""  # name in figures and tables; tells variants of one method apart
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method, see `make_method`
+    lr: float = math.nan  # peak learning rate
+    model: str = ""
+    data: str = ""
+    kind: str = ""  # of the task, e.g. "causal-lm"
+    metric: str = ""  # the task's main score, e.g. "accuracy"
+    greater_is_better: bool = False  # of the metric
+    steps: int | None = None  # K, the planned optimizer steps
+    batch_size: int | None = None  # examples per step and process
+    accumulation: int | None = None  # micro-batches that a batch is split into
+    targets: str | Sequence[str] = ""  # the linear maps that were adapted, as in `find_modules`
+    seed: int | None = None  # of initialisations, module choice and dropout
+    data_seed: int | None = None  # of the order of the data
+    probe_size: int | None = None  # examples of the probe batch
+    precision: str = ""  # accelerate's mixed precision: "no", "bf16" or "fp16"
+    processes: int | None = None  # that trained together
+    device: str = ""  # its type, e.g. "cpu"
+    flops_per_token: int | None = None  # floating-point operations per token trained on
+    truth_spectrum: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the update to find
+    versions: Mapping[str, str] = field(default_factory=dict)  # of packages
+    chosen: bool = False  # whether the run has the tuned options of a race
+    merges: bool = False  # whether a module's update gains a factor each time that the module is chosen
+    rank_bound: int | None = None  # see `Method.rank_bound`
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
+        """The settings that `to_dict` wrote. A field that is missing, as in an older file, keeps its default.
 
         Raises
         ------
@@ -126,83 +96,41 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class Round:
+class Round(Record):
     """The record of one round: κ optimizer steps, and what they did.
 
     Losses are means in the task's own unit (nats for language models and classifiers). *Own batch* is the
-    round's first training batch, *probe* the bench's fixed probe batch; nan where not measured.
-
-    Parameters
-    ----------
-    index, method : int, str
-        t, from 0; name of the method, e.g. "xgblora".
-    step : int
-        Optimizer steps done at the round's end, counted from the run's start.
-    modules : tuple of str
-        Modules trained in this round.
-    losses, learning_rates, gradient_norms : tuple of float, κ long
-        At every step: the training loss before that step's update, the learning rate, and the global 2-norm
-        of the gradient over the round's trainable parameters.
-    loss_before, loss_after : float
-        Loss on the own batch before the round and after it (merged).
-    probe_before, probe_after : float
-        Loss on the probe batch before the round and after it (merged).
-    tokens : int
-        Real (unpadded) tokens trained on in this round, by all processes.
-    seconds : float
-        Wall time of the round.
-    peak_parameters, total_parameters : int
-        Trainable numbers at one moment of this round (boosters and head), and distinct numbers trained since
-        the run's start, the boosters of all rounds summed.
-    optimizer_bytes, gradient_bytes : int
-        Optimizer state at the round's end, and gradients held at one moment.
-    extra_passes, extra_forwards : int, default 0
-        Beyond the κ steps: forward-backward passes, e.g. of an initialisation that looks at the gradient, and
-        forward passes without backward, of a method that looks before it changes itself.
-    lowest_block : int, default 0
-        The lowest transformer block that was trained, from 0: so deep does backward go.
-    measurements : mapping of str to JSON value
-        What hooks added, by name.
+    round's first training batch, *probe* the bench's fixed probe batch; nan where not measured. The source
+    says beside each field what it holds.
     """
 
-    index: int
+    index: int  # t, from 0
     method: str
-    step: int
-    modules: tuple[str, ...]
-    losses: tuple[float, ...]
-    learning_rates: tuple[float, ...]
-    gradient_norms: tuple[float, ...]
-    loss_before: float
-    loss_after: float
+    step: int  # optimizer steps done at the round's end, counted from the run's start
+    modules: tuple[str, ...]  # trained in this round
+    losses: tuple[float, ...]  # κ long: the training loss before each step's update
+    learning_rates: tuple[float, ...]  # κ long
+    gradient_norms: tuple[float, ...]  # κ long: global 2-norm over the round's trainable parameters
+    loss_before: float  # on the own batch
+    loss_after: float  # on the own batch, merged
     probe_before: float
-    probe_after: float
-    tokens: int
-    seconds: float
-    peak_parameters: int
-    total_parameters: int
-    optimizer_bytes: int
-    gradient_bytes: int
-    extra_passes: int = 0
-    extra_forwards: int = 0
-    lowest_block: int = 0
-    measurements: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "measurements", MappingProxyType(dict(self.measurements)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Round.from_dict, (self.to_dict(),)  # the read-only view of the measurements cannot be pickled
+    probe_after: float  # merged
+    tokens: int  # real (unpadded) ones trained on in this round, by all processes
+    seconds: float  # wall time
+    peak_parameters: int  # trainable numbers at one moment of this round: boosters and head
+    total_parameters: int  # distinct numbers trained since the run's start, boosters of all rounds summed
+    optimizer_bytes: int  # the optimizers' state at the round's end
+    gradient_bytes: int  # held at one moment
+    extra_passes: int = 0  # forward-backward passes beside the steps, e.g. for an initialisation
+    extra_forwards: int = 0  # forward passes alone, of a method that looks before it changes itself
+    lowest_block: int = 0  # lowest transformer block trained, from 0: so deep does backward go
+    measurements: Mapping[str, Any] = field(default_factory=dict)  # JSON-ready, what hooks added by name
 
     @property
     def gain(self) -> float:
         """Decrease of the probe loss in this round (of the own batch's loss where no probe was measured)."""
         gain = self.probe_before - self.probe_after
         return self.loss_before - self.loss_after if math.isnan(gain) else gain
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict; `Round.from_dict` inverts it."""
-        names = [f.name for f in dataclasses.fields(self)]
-        return {name: plain(getattr(self, name)) for name in names}
 
     def to_line(self) -> str:
         """The record as a line of JSON."""
@@ -214,10 +142,8 @@ class Round:
 
         Raises
         ------
-        KeyError
-            Where a field without a default is missing.
-        TypeError
-            Where there is a key that is no field.
+        KeyError, TypeError
+            Where a field without a default is missing; where there is a key that is no field.
         """
         fixed: dict[str, Any] = {"modules": tuple(values["modules"])}
         for name in ("losses", "learning_rates", "gradient_norms"):
@@ -236,24 +162,12 @@ class Round:
 
 @dataclass
 class History:
-    """The rounds of one run, its settings, and the scores it ended with.
-
-    Parameters
-    ----------
-    method : str
-        Name of the method.
-    settings : RunSettings
-        Options, seeds, model, data and versions.
-    rounds : list of Round
-        In order.
-    scores : dict of str to float
-        Scores at the end, e.g. ``{"dev_accuracy": 0.83, "test_accuracy": 0.82}``.
-    """
+    """The rounds of one run, its settings, and the scores it ended with."""
 
     method: str = ""
     settings: RunSettings = field(default_factory=RunSettings)
     rounds: list[Round] = field(default_factory=list)
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # e.g. {"dev_accuracy": 0.83}
 
     @property
     def label(self) -> str:
@@ -306,12 +220,8 @@ class History:
 
         Raises
         ------
-        KeyError
-            Where a part is missing.
-        TypeError
-            Where a round holds a key that is no field.
-        ValueError
-            Where the settings hold a key that is no field.
+        KeyError, TypeError, ValueError
+            Where a part is missing; a round, or the settings, hold a key that is no field.
         """
         scores = {k: float(v) for k, v in values["scores"].items()}
         rounds = [Round.from_dict(r) for r in values["rounds"]]
@@ -345,18 +255,7 @@ class History:
 
 
 def short_name(name: str | Path) -> str:
-    """What a record calls a model or data.
-
-    Parameters
-    ----------
-    name : str or Path
-        A hub id, or the path of a folder or file.
-
-    Returns
-    -------
-    str
-        A path's last part; anything else as it is.
-    """
+    """What a record calls a model or data: the last part of a path that exists, anything else as it is."""
     path = Path(name)
     return Path(os.path.abspath(path)).name if str(name) and path.exists() else str(name)
 
