@@ -45,10 +45,10 @@ class ALoRA(LoRA):
     stays that of the starting rank, so that it does not jump when a rank moves. A module may lose all its
     ranks.
 
-    A new rank has moments of zero but the step counter of its module's factor, as wherever Adam's state is
-    extended; the paper says nothing about it. Adam's correction for the start then acts as if it were over,
-    and the steps are too large: for a constant gradient and a birth after 200 steps, 1.35 times the learning
-    rate at first, and 2.9 times 15 steps later.
+    A new rank starts with moments of zero, but it inherits the step counter of its module's factor; the paper
+    says nothing about it. Adam's bias correction then acts as if the moments were old, so the first steps are
+    too large. Under a constant gradient, a rank that is born after 200 steps moves by 1.35 times the learning
+    rate at first, and by up to 2.9 times some 15 steps later.
 
     Beyond LoRA it costs two forwards of the fixed batch per rank and reallocation, counted in the record.
 
