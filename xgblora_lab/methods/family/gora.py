@@ -29,7 +29,7 @@ class GoRA(LoRAPlus):
     With the mean gradient G of a module: its importance is mean|W∘G| (W∘G entry by entry), its rank its share
     of the budget Σ√(d+k)·rank over √(d+k), and B₀ = −ξ G A₀ᵀ(A₀A₀ᵀ)⁻¹, so that s·B₀A₀ is −G projected on
     A₀'s rows, with about gamma times the norm of G. The base stays as it is. The minus is the paper's; later
-    code lost it.
+    code lost it. The released scripts put d+k where the paper and this file have √(d+k).
 
     It costs `passes` gradient passes at the start beyond LoRA, and d·k numbers per module meanwhile.
 

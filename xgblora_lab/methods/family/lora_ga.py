@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class LoRAGA(OffsetLoRA):
     """LoRA whose A and B start along the gradient's leading directions.
 
-    So its first SGD step is the best rank-2r copy of full fine-tuning's. With the gradient G = U S Vᵀ: A₀ =
-    c·(v₁ … v_r)ᵀ and B₀ = c·(u_{r+1} … u_2r), c = d^¼/√gamma (the authors' "ArB2r" and "stable"). One SGD
-    step of length η moves the weight by −η s²c²·G cut to rank 2r.
+    So its first SGD step is the best rank-2r copy of full fine-tuning's. With the gradient G = U S Vᵀ:
+    A₀ = c·(v₁ … v_r)ᵀ and B₀ = c·(u_{r+1} … u_2r), c = d^¼/√gamma (the authors' "ArB2r" and "stable"). One
+    SGD step of length η moves the weight by −η s²c²·G cut to rank 2r.
 
     Beyond LoRA it costs `passes` gradient passes and one SVD per module at the start, d·k numbers per module
     meanwhile, and what `OffsetLoRA` keeps.
