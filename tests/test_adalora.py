@@ -199,12 +199,14 @@ def test_more_rounds_than_planned_keep_the_masks():
     [
         ({"target_rank": 12}, "target_rank must be below rank"),
         ({"rank": 1}, "target_rank must be below rank"),
-        ({"target_rank": 0}, "whole number from 1"),
+        ({"target_rank": 0}, "target_rank must be a whole number from 1 or none; got 0"),
         ({"init": "gaussian"}, "leave init out"),
-        ({"deltaT": 0}, "deltaT must be"),
-        ({"tinit": -1}, "tinit must be 0 or more"),
-        ({"beta1": 1.0}, "beta1 must be between 0 and 1"),
-        ({"orth_reg_weight": -1}, "orth_reg_weight must be 0 or more"),
+        ({"deltaT": 0}, "deltaT must be a whole number from 1; got 0"),
+        ({"tinit": -1}, "tinit must be a number from 0; got -1"),
+        ({"tfinal": -1}, "tfinal must be a number from 0; got -1"),
+        ({"beta2": 0.0}, "beta2 must be a number above 0 below 1; got 0"),
+        ({"beta1": 1.0}, "beta1 must be a number above 0 below 1; got 1"),
+        ({"orth_reg_weight": -1}, "orth_reg_weight must be a number from 0; got -1"),
     ],
 )
 def test_bad_options_get_one_clear_sentence(options, words):

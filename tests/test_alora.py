@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from torch import nn
 from toy import ToyTask, snapshot
 
 from xgblora_lab.bench.bench import Bench
@@ -262,13 +263,47 @@ def test_without_reallocations_it_is_lora_and_with_them_it_is_not():
     assert moved[3:] != lora[3:]
 
 
+def test_a_new_rank_takes_the_steps_that_its_docstring_tells():
+    """One row of A under a constant gradient; Adam's clock is 200 steps old when the second row is born."""
+
+    def steps(age):
+        old = nn.Parameter(torch.zeros(1, 3, dtype=torch.float64))
+        optimizer = torch.optim.AdamW([old], lr=1.0, weight_decay=0.0)
+        for _ in range(age):
+            old.grad = torch.ones_like(old)
+            optimizer.step()
+        kept, rows = {"m": torch.tensor([0])}, {"m": torch.zeros(1, 3)}
+        state = {f"optimizer/m.A/{key}": value for key, value in optimizer.state[old].items()}
+        both = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+        optimizer = torch.optim.AdamW([both], lr=1.0, weight_decay=0.0)
+        optimizer.state[both] = {
+            key.rpartition("/")[2]: resized_tensor(key, value, kept, rows) for key, value in state.items()
+        }
+        moved = []
+        for _ in range(30):
+            before = both.detach().clone()
+            both.grad = torch.ones_like(both)
+            optimizer.step()
+            moved.append((before - both.detach())[:, 0])
+        return torch.stack(moved, 1)  # (old and new, steps), in learning rates
+
+    old, new = steps(200)
+    torch.testing.assert_close(old, torch.ones_like(old), atol=1e-6, rtol=0)
+    assert round(float(new[0]), 2) == 1.35
+    assert round(float(new.max()), 1) == 2.9
+    assert abs(int(new.argmax()) + 1 - 15) <= 2
+    torch.testing.assert_close(steps(0)[1], torch.ones(30, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"every": 0}, "every must be a whole number from 1"),
         ({"reallocations": -1}, "reallocations must be a whole number from 0"),
         ({"score_rows": 0}, "score_rows must be a whole number from 1"),
-        ({"moved": 1.0}, "moved is a part of all ranks"),
+        ({"moved": 1.0}, "moved must be a number above 0 below 1; got 1"),
+        ({"moved": 0.0}, "moved must be a number above 0 below 1; got 0"),
+        ({"score_rows": 4.0}, "score_rows must be a whole number from 1; got 4.0"),
     ],
 )
 def test_bad_options_get_one_clear_sentence(options, words):

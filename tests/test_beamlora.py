@@ -256,11 +256,12 @@ def test_the_result_is_a_plain_lora(make):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scope": "layer"}, "accepted: global, module"),
-        ({"moments": "copy"}, "accepted: inherit, keep, zero"),
-        ({"tau": 0}, "tau must be positive"),
-        ({"top_p": 0}, "top_p must be above 0"),
-        ({"top_p_until": 2}, "top_p_until must be above 0 and at most 1"),
+        ({"scope": "layer"}, "scope must be one of global, module; got 'layer'"),
+        ({"moments": "copy"}, "moments must be one of inherit, keep, zero; got 'copy'"),
+        ({"tau": 0}, "tau must be a number above 0; got 0"),
+        ({"top_p": 0}, "top_p must be a number above 0 to 1; got 0"),
+        ({"top_p_until": 2}, "top_p_until must be a number above 0 to 1; got 2"),
+        ({"beam_every": 0}, "beam_every must be a number above 0; got 0"),
         ({"beam_every": 1}, "whole number of steps from 2 or a fraction"),
         ({"beam_every": 2.5}, "whole number of steps from 2 or a fraction"),
     ],

@@ -92,6 +92,20 @@ def test_ranks_share_the_budget_by_importance():
         method.share(dict.fromkeys("abcd", 0.0), shapes)
 
 
+def test_ranks_are_rounded_or_floored():
+    shapes = {"a": (60, 40), "b": (60, 40), "c": (300, 100)}  # √(d+k): 10, 10, 20; budget 8 · 40 = 320
+    planted = {"a": 58, "b": 62, "c": 200}  # parts of the budget: 5.8, 6.2 and 10 ranks
+    nearest, floor = (GoRA(rank=8, r_min=1, rounding=r).share(planted, shapes) for r in ("nearest", "floor"))
+    assert nearest == {"a": 6, "b": 6, "c": 10}
+    assert floor == {"a": 5, "b": 6, "c": 10}
+    assert GoRA().rounding == "nearest"
+    # The released code rounds the part itself first: 69.6 of 70 is enough for a seventh rank, 69.4 is not.
+    method = GoRA(rank=8, r_min=1, rounding="floor")
+    for part, rank in ((69.6, 7), (69.4, 6)):
+        importance = {"a": part, "b": 160 - part}
+        assert method.share(importance, dict.fromkeys("ab", (60, 40)))["a"] == rank
+
+
 @pytest.mark.parametrize("make", [tiny.tiny_llama, tiny.tiny_gpt2])
 @pytest.mark.parametrize("kind", ["causal-lm", "classification"])
 def test_ranks_come_from_mean_weight_times_gradient(make, kind):
@@ -240,12 +254,20 @@ def test_two_processes_look_at_one_gradient(tmp_path):
 
 
 def test_bad_options_get_one_clear_sentence():
-    with pytest.raises(ValueError, match="1 <= r_min <= r_max"):
+    with pytest.raises(ValueError, match="r_min must be at most r_max; got 9 and 8"):
         GoRA(r_min=9, r_max=8)
-    with pytest.raises(ValueError, match="1 <= r_min <= r_max"):
+    with pytest.raises(ValueError, match="r_min must be at most r_max; got 4 and 3"):
+        GoRA(rank=8, r_max=3)
+    with pytest.raises(ValueError, match="r_min must be a whole number from 1 or none; got 0"):
         GoRA(r_min=0)
-    with pytest.raises(ValueError, match="gamma, the length of the first step, must be 0 or more"):
+    with pytest.raises(ValueError, match=r"r_max must be a whole number from 1 or none; got 8\.0"):
+        GoRA(r_max=8.0)
+    with pytest.raises(ValueError, match="gamma must be a number from 0; got -1"):
         GoRA(gamma=-1)
+    with pytest.raises(ValueError, match="passes must be a whole number from 1"):
+        GoRA(passes=True)
+    with pytest.raises(ValueError, match="rounding must be one of nearest, floor; got 'up'"):
+        GoRA(rounding="up")
     with pytest.raises(ValueError, match="packed"):
         Bench(nn.Sequential(PackedLinear(6, 4)), ToyTask(), GoRA(rank=2))
 

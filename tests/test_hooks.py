@@ -169,6 +169,22 @@ def test_the_gradient_hook_changes_no_curve():
     assert curves[0] == curves[1]
 
 
+def test_gradients_outside_a_round_are_refused():
+    seen = []
+
+    class Look(Hook):
+        def on_round_start(self, bench, index):
+            bench.probe_gradients(2)
+            seen.append(index)
+
+    bench = bench_of(hooks=[Look()])
+    for index in range(2):  # before the first round and between two
+        with pytest.raises(RuntimeError, match="inside a round only"):
+            bench.probe_gradients()
+        assert bench.step().extra_passes == 2
+        assert seen[-1] == index
+
+
 def test_the_probe_hook_scores_every_nth_round():
     bench = bench_of(hooks=[Probe(every=2)])
     bench.run(progress=False)

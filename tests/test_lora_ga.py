@@ -15,7 +15,7 @@ from toy import ToyTask, equal, snapshot
 from xgblora_lab.bench import Bench, Checkpoint, resume
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.lowrank.linear import dense_weight
-from xgblora_lab.methods import LoRAGA, PiSSA
+from xgblora_lab.methods import LoRA, LoRAGA, PiSSA
 from xgblora_lab.methods.family.gradient import mean_gradients
 
 
@@ -306,12 +306,31 @@ def test_a_packed_weight_keeps_the_offset_beside_it():
 
 
 def test_bad_options_get_one_clear_sentence():
-    with pytest.raises(ValueError, match="gamma must be above 0"):
+    with pytest.raises(ValueError, match="gamma must be a number above 0; got 0"):
         LoRAGA(gamma=0)
-    with pytest.raises(ValueError, match="whole number from 1"):
+    with pytest.raises(ValueError, match="passes must be a whole number from 1; got 0"):
         LoRAGA(passes=0)
+    with pytest.raises(ValueError, match=r"passes must be a whole number from 1; got 2\.0"):
+        LoRAGA(passes=2.0)
     with pytest.raises(ValueError, match="rank of at most 8"):
         Bench(tiny.tiny_llama(), ToyTask(), LoRAGA(rank=9))
+
+
+def test_gradients_outside_a_round_are_refused():
+    bench = Bench(tiny.tiny_llama(), ToyTask(), LoRA(rank=2, steps_per_round=2), steps=4, batch_size=4)
+    for _ in range(2):  # before the first round and between two
+        with pytest.raises(RuntimeError, match="inside a round only"):
+            mean_gradients(bench, bench.modules, 1)
+        assert bench.step().extra_passes == 0
+
+    class Look(Hook):
+        def on_round_start(self, bench, index):
+            self.G = mean_gradients(bench, bench.modules, 1)
+
+    look = Look()
+    bench = Bench(tiny.tiny_llama(), ToyTask(), LoRA(rank=2), steps=4, batch_size=4, hooks=[look])
+    assert bench.step().extra_passes == 1
+    assert all(G.any() for G in look.G.values())
 
 
 def test_a_gradient_that_is_not_finite_is_refused_and_the_round_taken_back():

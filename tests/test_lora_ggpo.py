@@ -166,7 +166,16 @@ def test_row_norms_equal_the_dense_ones():
         assert (without - W.norm(dim=1)).abs().max() > 1e-6  # the pair counts
 
 
-@pytest.mark.parametrize(("method", "what"), [(LoRAMGPO, {"rho": -1.0}), (LoRAGGPO, {"sigma": -1.0})])
-def test_bad_options_are_refused(method, what):
-    with pytest.raises(ValueError, match="must be 0 or more"):
-        method(**what)
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        (LoRAMGPO, {"rho": -1.0}, "rho must be a number from 0; got -1"),
+        (LoRAMGPO, {"average": 1.0}, "average must be a number from 0 below 1; got 1"),
+        (LoRAMGPO, {"average": -0.1}, "average must be a number from 0 below 1; got -0.1"),
+        (LoRAGGPO, {"sigma": -1.0}, "sigma must be a number from 0; got -1"),
+        (LoRAGGPO, {"gradient_weight": -1.0}, "gradient_weight must be a number from 0; got -1"),
+    ],
+)
+def test_bad_options_are_refused(method, options, words):
+    with pytest.raises(ValueError, match=words):
+        method(**options)

@@ -269,7 +269,11 @@ def test_rounds_learn_and_rewind(mode):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"mode": "half"}, "accepted: full, efficient"), ({"weight_decay": 0.1}, "leave weight_decay at 0")],
+    [
+        ({"mode": "half"}, "mode must be one of full, efficient; got 'half'"),
+        ({"eps": 0.0}, "eps must be a number above 0"),
+        ({"weight_decay": 0.1}, "leave weight_decay at 0"),
+    ],
 )
 def test_what_is_refused(options, words):
     with pytest.raises(ValueError, match=words):

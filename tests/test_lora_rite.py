@@ -277,9 +277,14 @@ def test_its_state_is_about_adams():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"max_grad_norm": 1.0}, "leave max_grad_norm at None"), ({"clip": 0}, "clip must be positive"),
-     ({"skip": -1.0}, "skip must be positive")],
-)  # fmt: skip
+    [
+        ({"max_grad_norm": 1.0}, "leave max_grad_norm at None"),
+        ({"clip": 0}, "clip must be a number above 0 or none; got 0"),
+        ({"skip": -1.0}, "skip must be a number above 0 or none; got -1"),
+        ({"eps": 0.0}, "eps must be a number above 0"),
+        ({"escape": 1}, "escape must be true or false; got 1"),
+    ],
+)
 def test_what_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         LoRARITE(**options)

@@ -167,8 +167,8 @@ def test_rounds_learn_rewind_and_close(method):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prune": 1.5}, "a share from 0 to 1"),
-        ({"pruning": "largest"}, "accepted: magnitude, random"),
+        ({"prune": 1.5}, "prune must be a number from 0 to 1; got 1.5"),
+        ({"pruning": "largest"}, "pruning must be one of magnitude, random; got 'largest'"),
         ({"optimizer_state": "fresh"}, "leave optimizer_state at 'keep'"),
     ],
 )

@@ -241,10 +241,11 @@ def test_a_planted_update_of_rank_two_keeps_two_gates():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prox": "soft"}, "accepted: exact, released"),
-        ({"xi": -1}, "xi must be 0 or more"),
-        ({"sparse_lambda": -1}, "sparse_lambda must be 0 or more"),
-        ({"rank": 0}, "whole number from 1"),
+        ({"prox": "soft"}, "prox must be one of exact, released; got 'soft'"),
+        ({"xi": -1}, "xi must be a number from 0; got -1"),
+        ({"sparse_lambda": -1}, "sparse_lambda must be a number from 0; got -1"),
+        ({"rank": 0}, "rank must be a whole number from 1; got 0"),
+        ({"rank": 8.0}, "rank must be a whole number from 1; got 8.0"),
     ],
 )
 def test_bad_options_get_one_clear_sentence(options, words):

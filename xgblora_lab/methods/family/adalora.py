@@ -1,5 +1,6 @@
-"""AdaLoRA: an update in SVD-like form whose smallest parts are masked by importance (Zhang et al. 2023,
-arXiv 2303.10512), with PEFT's own allocator of ranks.
+"""AdaLoRA: an update in SVD-like form, whose smallest parts are masked by importance.
+
+Zhang et al. 2023, arXiv 2303.10512. PEFT's own allocator decides which ranks are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.family.sora import open_factors
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
@@ -41,39 +43,58 @@ class Shown(nn.Module):
 
 @dataclass
 class AdaLoRA(LoRA):
-    """LoRA in the form B diag(E) A, with A and B pushed towards orthonormal, that starts with more ranks than
-    it may keep and masks those whose smoothed |weight · gradient| is small until the budget is met.
+    """LoRA that starts with more ranks than it may keep and masks the least important ones.
 
-    rank: of every module at the start (PEFT's default 12). target_rank: the average rank kept; None means two
-        thirds of `rank` (PEFT's 8 of 12).
-    tinit: steps before the budget falls; tfinal: steps at the end with fixed ranks; below 1 a part of the run
-        (our defaults; PEFT's are 0). In between the budget falls as a cubic.
-    deltaT: steps between two maskings (PEFT's default 1). A masked rank can return before the last phase.
-    beta1, beta2: smoothing of the importance and of its deviation (PEFT's 0.85).
-    orth_reg_weight: of the mean ‖AAᵀ − I‖ and ‖BᵀB − I‖ over all factors (PEFT's 0.5); it is added to the
-        gradient, not to the recorded loss.
-    lr: ten times LoRA's, because A and B start small, as N(0, 0.02²), and E at 0; `init` must stay as it is.
+    The update is s·B diag(E) A, with A and B pushed towards orthonormal. The importance of a triplet (column
+    of B, entry of E, row of A) is its smoothed |weight · gradient|. A and B start as N(0, 0.02²) and E at 0,
+    so `init` must stay as it is.
 
     Beyond LoRA it costs the ranks above the target, three numbers per trained one for the importance, and no
-    pass. The budget follows the bench's planned steps. What decides is PEFT's `RankAllocator`.
+    pass. The budget follows the bench's planned steps.
+
+    Parameters
+    ----------
+    lr : float
+        Ten times LoRA's, because A and B start small.
+    rank : int
+        Of every module at the start; the default is PEFT's.
+    target_rank : int or None
+        The average rank kept, below `rank`; None: two thirds of `rank` (PEFT keeps 8 of 12).
+    tinit, tfinal : float
+        Steps before the budget falls, and steps at the end with fixed ranks; below 1 a part of the run. In
+        between the budget falls as a cubic. The defaults are ours; PEFT's are 0.
+    deltaT : int
+        Steps between two maskings; the default is PEFT's. A masked rank can return before the last phase.
+    beta1, beta2 : float
+        Smoothing of the importance and of its deviation; the defaults are PEFT's.
+    orth_reg_weight : float
+        Weight of the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖ over all factors, added to the gradient, not to the
+        recorded loss; the default is PEFT's.
+
+    Raises
+    ------
+    ValueError
+        Where an option is refused; at the start of a run, where `tinit` and `tfinal` leave no step between.
+
+    References
+    ----------
+    Zhang et al. 2023, arXiv 2303.10512; ranks are given out by `peft.tuners.adalora.layer.RankAllocator`.
     """
 
     lr: float = 1e-2
     rank: int = 12
-    target_rank: int | None = None
-    tinit: float = 0.1
-    tfinal: float = 0.3
-    deltaT: int = 1
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orth_reg_weight: float = 0.5
+    target_rank: int | None = option(None, low=1)
+    tinit: float = option(0.1, low=0)
+    tfinal: float = option(0.3, low=0)
+    deltaT: int = option(1, low=1)
+    beta1: float = option(0.85, above=0, below=1)
+    beta2: float = option(0.85, above=0, below=1)
+    orth_reg_weight: float = option(0.5, low=0)
 
     name: ClassVar[str] = "adalora"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kept_rank < 1:
-            raise ValueError(f"kept_rank must be a whole number from 1; got {self.kept_rank!r}.")
         if self.kept_rank >= self.rank:
             raise ValueError(
                 f"target_rank must be below rank, got {self.kept_rank} and {self.rank}; to keep all ranks "
@@ -81,16 +102,6 @@ class AdaLoRA(LoRA):
             )
         if self.init != "kaiming":
             raise ValueError(f"adalora has its own start, N(0, 0.02²); leave init out, got {self.init!r}.")
-        if self.deltaT < 1:
-            raise ValueError(f"deltaT must be a whole number from 1, got {self.deltaT}.")
-        for option in ("tinit", "tfinal"):
-            if getattr(self, option) < 0:
-                raise ValueError(f"{option} must be 0 or more, got {getattr(self, option)}.")
-        for option in ("beta1", "beta2"):
-            if not 0 < getattr(self, option) < 1:
-                raise ValueError(f"{option} must be between 0 and 1, got {getattr(self, option)}.")
-        if self.orth_reg_weight < 0:
-            raise ValueError(f"orth_reg_weight must be 0 or more, got {self.orth_reg_weight}.")
 
     @property
     def kept_rank(self) -> int:
@@ -176,7 +187,18 @@ class AdaLoRA(LoRA):
 
 
 def orthogonality(factors: list[Tensor]) -> Tensor:
-    """The mean of ‖PPᵀ − I‖ (Frobenius) over the factors P (r, …), all of one r."""
+    """The mean of ‖PPᵀ − I‖ (Frobenius) over factors P.
+
+    Parameters
+    ----------
+    factors : list of Tensor
+        Each (r, …), all of one r.
+
+    Returns
+    -------
+    Tensor
+        A scalar with gradient.
+    """
     identity = torch.eye(factors[0].shape[0]).to(factors[0])
     grams = torch.stack([P @ P.T - identity for P in factors])
     return torch.linalg.matrix_norm(grams).mean()

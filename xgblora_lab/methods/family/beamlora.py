@@ -1,5 +1,6 @@
-"""BeamLoRA: the ranks of an adapter compete, and the weakest restart as copies of the strongest
-(Gu et al. 2025, arXiv 2502.13604; details from the authors' code, gccnlp/BeamLoRA).
+"""BeamLoRA: the ranks of an adapter compete, and the weakest restart as copies of the strongest.
+
+Gu et al. 2025, arXiv 2502.13604; details are from the authors' code, gccnlp/BeamLoRA.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 if TYPE_CHECKING:
     from xgblora_lab.methods.base import Loop
@@ -35,52 +37,62 @@ class Competing(LowRank):
 
 @dataclass
 class BeamLoRA(LoRA):
-    """LoRA whose ranks compete inside each adapter: every so often the weakest are thrown out and restart as
-    slightly older copies of the strongest, so that useful directions get more ranks at the same size.
+    """LoRA whose ranks compete: the weakest restart as slightly older copies of the strongest.
 
-    The update is s·B diag(r·softmax(scores/tau)) A, with one trained score per rank, 0 at the start (so it
-    starts as LoRA). An event finds the weak ranks: all but the largest gates, which together make up the
-    share p of all gates. Each takes the factors that a strong rank of its module had half a period ago, and
-    both take the mean of their scores. An event changes the function. Defaults are the released script's.
+    So useful directions get more ranks at the same size. The update is s·B diag(r·softmax(scores/tau)) A,
+    with one trained score per rank, 0 at the start, so it starts as LoRA. An event finds the weak ranks: all
+    but the largest gates, which together make up the share p of all gates. Each takes the factors that a
+    strong rank of its module had half a period ago, and both take the mean of their scores. An event changes
+    the function.
 
-    tau: temperature of the softmax; lower makes the competition fiercer.
-    top_p: p at the start; it rises to 1, where nothing is weak, along a half cosine.
-    top_p_until: the part of the run over which p rises.
-    beam_every: steps between events, T; below 1 a part of the run. No event in the last T steps.
-    scope: `"global"` compares gates over all modules, `"module"` within each. No more than half of a module's
-        ranks restart in one event (our limit: beyond it a rank could be both weak and strong).
-    moments: Adam's moments of a restarted pair: `"inherit"` the strong rank's of half a period ago (what the
-        authors intend), `"keep"` the weak one's (what their code does, because one of its writes is lost),
-        `"zero"`. The moments of the scores of a module are zeroed in any case.
+    The defaults of `tau` and `top_p`, and those of `top_p_until` and `beam_every` as parts of the run, are
+    the released script's (LLaMA-2-7B). Rank, alpha and learning rate are the bench's, as for LoRA; that
+    script has rank 64, alpha 128 and a rate of 3e-4 with a cosine schedule.
+
+    An event zeroes Adam's moments of the scores in the modules where a rank restarts, and only there. The
+    released code zeroes them in every module at every event.
 
     Beyond LoRA it costs one number per rank, and a copy of adapter and moments on the CPU; no pass.
+
+    Parameters
+    ----------
+    tau : float
+        Temperature of the softmax; lower makes the competition fiercer.
+    top_p : float
+        p at the start; it rises to 1, where nothing is weak, along a half cosine.
+    top_p_until : float
+        The part of the run over which p rises.
+    beam_every : float
+        T, steps between events: a whole number, or below 1 a part of the run. No event in the last T steps.
+    scope : str
+        `"global"` compares gates over all modules, as the released code does, `"module"` within each. No more
+        than half of a module's ranks restart in one event (our limit: beyond it a rank could be both weak and
+        strong).
+    moments : str
+        Adam's moments of a restarted pair: `"inherit"`, the strong rank's of half a period ago, as the
+        authors intend; `"keep"`, the weak one's, as their code does because one of its writes is lost;
+        `"zero"`.
+
+    References
+    ----------
+    Gu et al. 2025, arXiv 2502.13604; `gccnlp/BeamLoRA` on GitHub, commit 2610c6a.
     """
 
-    tau: float = 0.05
-    top_p: float = 0.95
-    top_p_until: float = 2 / 3
-    beam_every: float = 0.08
-    scope: str = "global"
-    moments: str = "inherit"
+    tau: float = option(0.05, above=0)
+    top_p: float = option(0.95, above=0, high=1)
+    top_p_until: float = option(2 / 3, above=0, high=1)
+    beam_every: float = option(0.08, above=0)
+    scope: str = option("global", choices=SCOPES)
+    moments: str = option("inherit", choices=MOMENTS)
 
     name: ClassVar[str] = "beamlora"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, accepted in (("scope", SCOPES), ("moments", MOMENTS)):
-            if getattr(self, option) not in accepted:
-                raise ValueError(
-                    f"Unknown {option} {getattr(self, option)!r}; accepted: {', '.join(accepted)}."
-                )
-        if not self.tau > 0:
-            raise ValueError(f"tau must be positive, got {self.tau}.")
-        for option in ("top_p", "top_p_until"):
-            if not 0 < getattr(self, option) <= 1:
-                raise ValueError(f"{option} must be above 0 and at most 1, got {getattr(self, option)}.")
         T = self.beam_every
-        if not (0 < T < 1 or (T >= 2 and int(T) == T)):
+        if T >= 1 and (T < 2 or int(T) != T):
             raise ValueError(
-                f"beam_every is a whole number of steps from 2 or a fraction below 1, got {T!r}."
+                f"beam_every must be a whole number of steps from 2 or a fraction below 1; got {T!r}."
             )
 
     def start(self, loop: Loop) -> None:
@@ -160,9 +172,16 @@ class BeamLoRA(LoRA):
 
 
 def weak_counts(gates: Sequence[Tensor], p: float) -> list[int]:
-    """How many weak ranks each module has, from the gates (r,) of the modules that are compared.
+    """How many weak ranks each of the modules has that are compared.
 
     Sorted from the largest, a rank is weak from where the running sum exceeds the share p of the whole on.
+
+    Parameters
+    ----------
+    gates : sequence of Tensor
+        (r,) of each module.
+    p : float
+        The share of the whole that the strong ranks make up; from 1 on nothing is weak.
     """
     if p >= 1:  # rounding could find one
         return [0] * len(gates)
@@ -173,7 +192,17 @@ def weak_counts(gates: Sequence[Tensor], p: float) -> list[int]:
 
 
 def overwrite(factor: str, target: Tensor, weak: Tensor, source: Tensor, strong: Tensor) -> None:
-    """Put the strong ranks of `source` at the weak places of `target`; ranks are A's rows, B's columns."""
+    """Put the strong ranks of `source` at the weak places of `target`, in place.
+
+    Parameters
+    ----------
+    factor : str
+        `"A"`, where ranks are rows, or `"B"`, where they are columns.
+    target, source : Tensor
+        Of the factor's shape, (r, k) or (d, r).
+    weak, strong : Tensor
+        (n,) numbers of ranks, pair by pair.
+    """
     if factor == "B":
         target, source = target.T, source.T
     target[weak] = source[strong].to(target)

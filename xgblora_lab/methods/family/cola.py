@@ -1,4 +1,4 @@
-"""Chain of LoRA: LoRA, merged, and LoRA again (COLA, arXiv 2401.04151)."""
+"""Chain of LoRA: LoRA, merged, and LoRA again (Xia et al. 2024, arXiv 2401.04151)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,21 @@ from xgblora_lab.methods.xgblora import XGBLoRA
 class COLA(XGBLoRA):
     """Boosting rounds of rank r on all modules, each with a new optimizer: every round is one LoRA run.
 
-    rank: of each link (8 as LoRA here). lr: LoRA's unit, 1e-3. steps_per_round: the length of a link; the
-    paper's chains have few links, so give it a large part of the run (20 is the bench's default, ours).
-    Cost beyond LoRA: one merge a round. The other options are XGBLoRA's.
+    It costs one merge a round beyond LoRA. The other options are XGBLoRA's.
+
+    Parameters
+    ----------
+    lr : float
+        LoRA's unit.
+    rank : int
+        Of each link of the chain, as LoRA's.
+    steps_per_round : int
+        The length of a link. The paper's chains have few links, so give it a large part of the run; the
+        default is the bench's.
+
+    References
+    ----------
+    Xia, Qin and Hazan 2024, "Chain of LoRA", arXiv 2401.04151.
     """
 
     lr: float = 1e-3

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 class Decomposed(LowRank):
     """y = c ⊙ (W x + s B A x) + bias with c = magnitude / ‖rows of W + sBA‖, the norm taken as a constant.
 
-    magnitude: (d,), trained, the base's row norms at the start.
+    Parameters
+    ----------
+    A, B : Tensor
+        (r, k) and (d, r), as they start.
+    scale : float
+        s.
+    module : nn.Module
+        The linear map, whose row norms (d,) the trained magnitude starts from.
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float, module: nn.Module) -> None:
@@ -43,9 +50,14 @@ class Decomposed(LowRank):
 class DoRA(LoRA):
     """LoRA changes the direction of each output, and one more number changes its length.
 
-    d numbers for each module beside the pair; the norms of W + sBA cost one more thin product in each forward
-    pass. The accumulated update has full rank: no PEFT LoRA can hold it, so export with `export_merged`. A
-    packed weight is refused.
+    It costs d numbers for each module beside the pair, and the norms of W + sBA one more thin product in each
+    forward pass. The accumulated update has full rank: no PEFT LoRA can hold it, so export with
+    `export_merged`. A packed weight is refused.
+
+    References
+    ----------
+    Liu et al. 2024, arXiv 2402.09353: W' = m · (W + BA) / ‖W + BA‖, and section 4.3 for the norm as a
+    constant.
     """
 
     name: ClassVar[str] = "dora"

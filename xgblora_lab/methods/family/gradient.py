@@ -16,14 +16,33 @@ if TYPE_CHECKING:
 
 
 def mean_gradients(loop: Loop, modules: Mapping[str, nn.Module], passes: int) -> dict[str, Tensor]:
-    """∂loss/∂W (d, k) by module, the mean over the batches of the next `passes` steps, on the CPU.
+    """∂loss/∂W of every module, the mean over the batches of the next steps.
 
-    In float32 (float64 on a float64 base) and the same on all processes: each adds its part of DᵀX, with X
-    (n, k) a module's inputs and D (n, d) the loss's gradient at its outputs. The weights stay frozen, so
-    packed ones work too. A module that the loss does not depend on gets zeros. Costs `passes`
+    The same on all processes: each adds its part of DᵀX, with X (n, k) a module's inputs and D (n, d) the
+    loss's gradient at its outputs. The weights stay frozen, so packed ones work too. It costs `passes`
     forward-backward passes, counted in the record, and d·k numbers per module.
-    Call it where `Bench.probe_gradients` may be called: inside a round, before its first step.
-    Errors: ValueError where a gradient is not finite.
+
+    Parameters
+    ----------
+    loop : Loop
+        A bench inside a round, before the round's first step.
+    modules : mapping of str to nn.Module
+        The linear maps looked at.
+    passes : int
+        Batches.
+
+    Returns
+    -------
+    dict of str to Tensor
+        (d, k) by module, on the CPU, in float32 (float64 on a float64 base). Zeros for a module that the loss
+        does not depend on.
+
+    Raises
+    ------
+    RuntimeError
+        Outside a round, where there is no next step.
+    ValueError
+        Where a gradient is not finite.
     """
     sums = {name: torch.zeros(weight_shape(m), dtype=factor_dtype(m)) for name, m in modules.items()}
 
@@ -43,11 +62,3 @@ def mean_gradients(loop: Loop, modules: Mapping[str, nn.Module], passes: int) ->
                 f"The gradient of {name!r} is not finite: check the data and the base's loss, or use bf16."
             )
     return means
-
-
-def check_passes(passes: int) -> None:
-    """ValueError unless `passes` is a whole number from 1."""
-    if not isinstance(passes, int) or passes < 1:
-        raise ValueError(
-            f"passes, the batches of the gradient, must be a whole number from 1, got {passes!r}."
-        )

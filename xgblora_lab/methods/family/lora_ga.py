@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from xgblora_lab.lowrank.linear import weight_shape
-from xgblora_lab.methods.family.gradient import check_passes, mean_gradients
+from xgblora_lab.methods.family.gradient import mean_gradients
 from xgblora_lab.methods.family.offset import OffsetLoRA, leading
+from xgblora_lab.methods.options import option
 
 if TYPE_CHECKING:
     from xgblora_lab.methods.base import Loop
@@ -18,33 +19,46 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoRAGA(OffsetLoRA):
-    """LoRA whose A and B start along the gradient's leading directions, so that its first SGD step is the
-    best rank-2r copy of full fine-tuning's.
+    """LoRA whose A and B start along the gradient's leading directions.
 
-    With the gradient G = U S Vᵀ: A₀ = c·(v₁ … v_r)ᵀ and B₀ = c·(u_{r+1} … u_2r), c = d^¼/√gamma (the authors'
-    "ArB2r" and "stable"). One SGD step of length η moves the weight by −η s²c²·G cut to rank 2r.
+    So its first SGD step is the best rank-2r copy of full fine-tuning's. With the gradient G = U S Vᵀ:
+    A₀ = c·(v₁ … v_r)ᵀ and B₀ = c·(u_{r+1} … u_2r), c = d^¼/√gamma (the authors' "ArB2r" and "stable"). One
+    SGD step of length η moves the weight by −η s²c²·G cut to rank 2r.
 
-    gamma: how small the start is; the offset's entries are alpha/(gamma·√k) in the mean square under rsLoRA's
-        scaling. 64 by default; the authors use 16 and 64. Raise it where that is above half of the weight's.
-    passes: batches that the gradient is averaged over; 8 by default, as in the authors' reproduction.
-    scaling: `"rslora"` by default, which c is made for. lr: 2e-4 by default; the best rate is near that of
-        full fine-tuning, not near LoRA's.
-    Beyond LoRA: `passes` gradient passes and one SVD per module at the start, d·k numbers per module
-    meanwhile, and what `OffsetLoRA` keeps. Needs 2·rank ≤ min(d, k).
+    Beyond LoRA it costs `passes` gradient passes and one SVD per module at the start, d·k numbers per module
+    meanwhile, and what `OffsetLoRA` keeps.
+
+    Parameters
+    ----------
+    lr : float
+        The best rate is near that of full fine-tuning, not near LoRA's.
+    rank : int
+        At most half of the smaller side of every module.
+    scaling : str
+        As in LoRA; c is made for `"rslora"`.
+    gamma : float
+        How small the start is; the offset's entries are alpha/(gamma·√k) in the root mean square under
+        rsLoRA's scaling. The authors use 16 and 64. Raise it where that is above half of the weight's.
+    passes : int
+        Batches that the gradient is averaged over; the default is that of the authors' reproduction.
+
+    Raises
+    ------
+    ValueError
+        Where an option is refused; at the start of a run, where a module is too small for the rank; in the
+        first round, where a gradient is not finite.
+
+    References
+    ----------
+    Wang, Yu and Li 2024, arXiv 2407.05000.
     """
 
     lr: float = 2e-4
     scaling: str = "rslora"
-    gamma: float = 64.0
-    passes: int = 8
+    gamma: float = option(64.0, above=0)
+    passes: int = option(8, low=1)
 
     name: ClassVar[str] = "lora-ga"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be above 0, got {self.gamma}.")
-        check_passes(self.passes)
 
     def check_shapes(self, loop: Loop) -> None:
         for name, module in loop.modules.items():
@@ -60,7 +74,20 @@ class LoRAGA(OffsetLoRA):
         return {name: self.split(G, loop.seed) for name, G in gradients.items()}
 
     def split(self, G: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(B₀ (d, r), A₀ (r, k)) from a gradient (d, k)."""
+        """The start that a gradient asks for.
+
+        Parameters
+        ----------
+        G : Tensor
+            (d, k).
+        seed : int
+            Of the random projection, where the matrix is large.
+
+        Returns
+        -------
+        tuple of Tensor
+            B₀ (d, r) and A₀ (r, k).
+        """
         U, _, V = leading(G, 2 * self.rank, seed)
         c = G.shape[0] ** 0.25 / math.sqrt(self.gamma)
         return c * U[:, self.rank :], c * V[:, : self.rank].T

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, row_norms
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 if TYPE_CHECKING:
     from xgblora_lab.methods.base import Loop
@@ -28,7 +29,13 @@ LARGEST = 10.0  # of 1 / the gradient's running norm, in MGPO's released code
 
 
 class Shaken(LowRank):
-    """A booster with a perturbation ε x beside it while one is set."""
+    """A booster with a perturbation ε x beside it while one is set.
+
+    Attributes
+    ----------
+    perturbation : callable or None
+        x (…, k) -> ε x (…, d).
+    """
 
     perturbation: Callable[[Tensor], Tensor] | None = None
 
@@ -86,27 +93,31 @@ class _Shaking(LoRA):
 
 @dataclass
 class LoRAMGPO(_Shaking):
-    """LoRA whose frozen weights are pushed along the coming descent while a step's gradients are taken, so
-    that the pair settles in a wide valley.
+    """LoRA whose frozen weights are pushed along the coming descent while a step's gradients are taken.
 
-    ε = −ρ c v/‖v‖, v = s (m_B A + B m_A) with AdamW's first moments m, c = min(1/ḡ, 10), ḡ the running
-    average of ‖s (dB A + B dA)‖. Two thin products for each module, no (d, k) matrix; nothing at the first
-    step and in evaluation. The minus sign is the released code's: a look ahead, not the ascent of SAM.
+    So the pair settles in a wide valley. ε = −ρ c v/‖v‖, v = s (m_B A + B m_A) with AdamW's first moments m,
+    c = min(1/ḡ, 10), ḡ the running average of ‖s (dB A + B dA)‖. The minus sign is the released code's: a
+    look ahead, not the ascent of SAM.
 
-    rho: ρ, ‖ε‖ before c (0.05 in the authors' runs on GLUE, 0.01 on a 7B model). average: decay of ḡ (0.9).
+    It costs two thin products for each module beyond LoRA, and no (d, k) matrix; nothing at the first step
+    and in evaluation.
+
+    Parameters
+    ----------
+    rho : float
+        ρ, ‖ε‖ before c. The authors use 0.05 on GLUE and 0.01 on a 7B model.
+    average : float
+        Decay of ḡ in a step.
+
+    References
+    ----------
+    arXiv 2502.14538, versions 2 and 3; `llm172/LoRA-MGPO` on GitHub.
     """
 
-    rho: float = 0.05
-    average: float = 0.9
+    rho: float = option(0.05, low=0)
+    average: float = option(0.9, low=0, below=1)
 
     name: ClassVar[str] = "lora-mgpo"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rho < 0 or not 0 <= self.average < 1:
-            raise ValueError(
-                f"rho must be 0 or more and average in [0, 1); got {self.rho} and {self.average}."
-            )
 
     @torch.no_grad()
     def perturbation(self, loop: Loop, name: str, booster: LowRank) -> Callable[[Tensor], Tensor] | None:
@@ -136,28 +147,31 @@ class LoRAMGPO(_Shaking):
 
 @dataclass
 class LoRAGGPO(_Shaking):
-    """LoRA whose frozen weights get random noise while a step's gradients are taken, more where weights and
-    gradients are large.
+    """LoRA whose frozen weights get random noise while a step's gradients are taken.
 
-    Entries of row i of ε are N(0, std_i²) with std_i = σ/√k · √(|W'_i|² + β|G_i|²): W' = W + sBA, and G =
-    s (dB A + B dA) stands for its gradient; both of the step before. No noise at the first step and in
-    evaluation. Costs one random (d, k) matrix for each module and step; a weight that is packed cannot be
-    measured and is refused.
+    The noise is larger where weights and gradients are large. Entries of row i of ε are N(0, std_i²) with
+    std_i = σ/√k · √(|W'_i|² + β|G_i|²): W' = W + sBA, and G = s (dB A + B dA) stands for its gradient; both
+    of the step before. There is no noise at the first step and in evaluation.
 
-    sigma: σ, 0.03 in a third party's implementation. gradient_weight: β, 0.01 there.
+    It costs one random (d, k) matrix for each module and step. A weight that is packed cannot be measured and
+    is refused.
+
+    Parameters
+    ----------
+    sigma : float
+        σ; the default is that of a third party's implementation, as is β's.
+    gradient_weight : float
+        β.
+
+    References
+    ----------
+    arXiv 2502.14538, version 1. The formula of std_i is our reconstruction.
     """
 
-    sigma: float = 0.03
-    gradient_weight: float = 0.01
+    sigma: float = option(0.03, low=0)
+    gradient_weight: float = option(0.01, low=0)
 
     name: ClassVar[str] = "lora-ggpo"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sigma < 0 or self.gradient_weight < 0:
-            raise ValueError(
-                f"sigma and gradient_weight must be 0 or more; got {self.sigma} and {self.gradient_weight}."
-            )
 
     def start(self, loop: Loop) -> None:
         super().start(loop)
@@ -191,17 +205,43 @@ class LoRAGGPO(_Shaking):
 
 
 def product_norm(left: Tensor, right: Tensor) -> Tensor:
-    """‖left @ right‖ of (d, q) and (q, k) from their (q, q) Gram matrices, a scalar tensor."""
+    """‖left @ right‖ (Frobenius) from the factors' Gram matrices, a scalar tensor.
+
+    Parameters
+    ----------
+    left, right : Tensor
+        (d, q) and (q, k).
+    """
     return ((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt()
 
 
 def noise_level(weight: Tensor, gradient: Tensor, k: int, sigma: float, gradient_weight: float) -> Tensor:
-    """GGPO's standard deviation of every row's entries, (d,), from the rows' norms (d,)."""
+    """GGPO's standard deviation of every row's entries, (d,).
+
+    Parameters
+    ----------
+    weight, gradient : Tensor
+        (d,), norms of the rows of W + sBA and of its gradient.
+    k : int
+        Entries in a row.
+    sigma, gradient_weight : float
+        σ and β of `LoRAGGPO`.
+    """
     return sigma / math.sqrt(k) * (weight.square() + gradient_weight * gradient.square()).sqrt()
 
 
 def gaussian_rows(std: Tensor, k: int, seed: int, step: int, index: int) -> Tensor:
-    """(d, k) noise with row i ~ N(0, std_i²); the same for the same numbers, in every process."""
+    """(d, k) noise with row i ~ N(0, std_i²); the same for the same numbers, in every process.
+
+    Parameters
+    ----------
+    std : Tensor
+        (d,).
+    k : int
+        Entries in a row.
+    seed, step, index : int
+        The run's seed, the step's number in the run, and the module's place in the model.
+    """
     generator = seeds.generator("noise", seed, step, index, device=std.device)
     noise = torch.randn(len(std), k, generator=generator, device=std.device, dtype=std.dtype)
     return noise * std[:, None]

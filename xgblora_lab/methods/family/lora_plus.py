@@ -10,26 +10,31 @@ from torch import nn
 
 from xgblora_lab.methods.base import adamw
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 
 @dataclass
 class LoRAPlus(LoRA):
     """LoRA whose B, which starts at zero, takes steps `ratio` times as large as A's.
 
-    lr: of A, 1e-4 by default: with the default ratio B learns at 1.6e-3, about what a plain LoRA's B does.
-    ratio: B's learning rate over A's, 1 or more; 16 by default, the paper's advice. 1 is LoRA bit for bit.
-    Costs nothing beyond LoRA.
+    It costs nothing beyond LoRA.
+
+    Parameters
+    ----------
+    lr : float
+        Of A. With the default ratio B learns at 1.6e-3, about what a plain LoRA's B does.
+    ratio : float
+        B's learning rate over A's; the default is the paper's advice. 1 is LoRA bit for bit.
+
+    References
+    ----------
+    Hayou, Ghosh and Yu 2024, arXiv 2402.12354: η_B = ratio · η_A.
     """
 
     lr: float = 1e-4
-    ratio: float = 16.0
+    ratio: float = option(16.0, low=1)
 
     name: ClassVar[str] = "lora+"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.ratio >= 1:
-            raise ValueError(f"ratio, B's learning rate over A's, must be at least 1, got {self.ratio}.")
 
     def new_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         B = [p for name, p in self.trainable().items() if name.endswith(".B")]

@@ -1,9 +1,8 @@
-"""LoRA-Pro: steps of A and B whose joint effect on W is as close as it can be to full fine-tuning's
-(arXiv 2407.18242).
+"""LoRA-Pro: steps of A and B whose joint effect on W is as close as it can be to full fine-tuning's.
 
-For W + s·B A with gradient G of W, steps hA, hB move W along s(B hA + hB A). The nearest they reach is
-G − (I − P_B) G (I − P_A), where P_B projects on B's columns and P_A on A's rows. It is reached with the
-gradients gA = s BᵀG and gB = s G Aᵀ alone; G is never needed.
+Wang et al. 2024, arXiv 2407.18242. For W + s·B A with gradient G of W, steps hA, hB move W along
+s(B hA + hB A). The nearest they reach is G − (I − P_B) G (I − P_A), where P_B projects on B's columns and P_A
+on A's rows. It is reached with the gradients gA = s BᵀG and gB = s G Aᵀ alone; G is never needed.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from xgblora_lab.methods.family.pairs import PairOptimizer, Stack, decomposed, descend
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 MODES = ("full", "efficient")
 
@@ -24,25 +24,33 @@ MODES = ("full", "efficient")
 class LoRAPro(LoRA):
     """LoRA whose steps imitate full fine-tuning as well as two thin matrices can.
 
-    lr: a unit of W's change, as in full fine-tuning, hence 1e-4; for `mode="efficient"` use LoRA's, 1e-3.
-    mode: `"full"`, the published method: Adam runs on the imitated gradient of W, so two moments as large as
-        W are kept for every module (and, on the CPU, for every round that can be rewound to);
-        `"efficient"`: Adam runs on the steps of A and B, with LoRA's memory and less theory behind it.
-    eps: Adam's, 1e-8. Weight decay is refused.
-    Cost beyond LoRA: the memory named above; d·k·r operations and two r × r eigendecompositions per module
-    and step; no further passes over data.
+    Beyond LoRA it costs d·k·r operations and two r × r eigendecompositions per module and step, with
+    `mode="full"` two moments as large as W, and no further passes over data. `weight_decay` must stay at 0.
+
+    Parameters
+    ----------
+    lr : float
+        A unit of W's change, as in full fine-tuning; for `mode="efficient"` use LoRA's, 1e-3.
+    mode : str
+        `"full"`, the published method: Adam runs on the imitated gradient of W, so two moments as large as W
+        are kept for every module (and, on the CPU, for every round that can be rewound to); `"efficient"`:
+        Adam runs on the steps of A and B, with LoRA's memory and less theory behind it.
+    eps : float
+        Adam's.
+
+    References
+    ----------
+    Wang et al. 2024, arXiv 2407.18242; the equations are in `adjusted`.
     """
 
     lr: float = 1e-4
-    mode: str = "full"
-    eps: float = 1e-8
+    mode: str = option("full", choices=MODES)
+    eps: float = option(1e-8, above=0)
 
     name: ClassVar[str] = "lora-pro"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in MODES:
-            raise ValueError(f"Unknown mode {self.mode!r}; accepted: {', '.join(MODES)}.")
         if self.weight_decay:
             raise ValueError(
                 f"LoRA-Pro steps W as a whole, where weight decay would shrink the frozen base too; "
@@ -54,7 +62,17 @@ class LoRAPro(LoRA):
 
 
 class ProAdam(PairOptimizer):
-    """Adam on the equivalent gradient (`mode="full"`) or on the adjusted steps (`"efficient"`)."""
+    """Adam on the equivalent gradient or on the adjusted steps.
+
+    Parameters
+    ----------
+    boosters : iterable of LowRank
+        The pairs.
+    lr, betas, eps : float, tuple of float, float
+        Adam's.
+    mode : str
+        `"full"`, on the equivalent gradient, or `"efficient"`, on the adjusted steps.
+    """
 
     def __init__(
         self, boosters: Any, lr: float, betas: tuple[float, float], eps: float = 1e-8, mode: str = "full"
@@ -89,21 +107,47 @@ class ProAdam(PairOptimizer):
 
 
 def equivalent_gradient(A: Tensor, B: Tensor, hA: Tensor, hB: Tensor, scale: float) -> Tensor:
-    """What steps hA (…, r, k), hB (…, d, r) do to W to first order: s(B hA + hB A), (…, d, k)."""
+    """What steps hA and hB do to W to first order: s(B hA + hB A), (…, d, k).
+
+    Parameters
+    ----------
+    A, hA : Tensor
+        (…, r, k).
+    B, hB : Tensor
+        (…, d, r).
+    scale : float
+        s.
+    """
     return scale * (B @ hA + hB @ A)
 
 
 def adjusted(
     A: Tensor, B: Tensor, gA: Tensor, gB: Tensor, scale: float, closest: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Steps (hA, hB) whose effect on W is nearest to G, from gA = s BᵀG and gB = s G Aᵀ.
+    """Steps whose effect on W is nearest to G, from gA = s BᵀG and gB = s G Aᵀ.
 
-    A, gA: (…, r, k). B, gB: (…, d, r). With K_A = A Aᵀ and K_B = BᵀB,
+    With K_A = A Aᵀ and K_B = BᵀB,
 
         hA = K_B⁻¹ gA / s² + X A,      hB = (I − B K_B⁻¹ Bᵀ) gB K_A⁻¹ / s² − B X.
 
-    Any X (…, r, r) has the same effect on W. `closest` takes the one that stays nearest to LoRA's own
-    gradients, the solution of K_B X + X K_A = −K_B⁻¹ gA Aᵀ / s²; otherwise X = 0.
+    Any X (…, r, r) has the same effect on W.
+
+    Parameters
+    ----------
+    A, gA : Tensor
+        (…, r, k).
+    B, gB : Tensor
+        (…, d, r).
+    scale : float
+        s.
+    closest : bool
+        Take the X that stays nearest to LoRA's own gradients, the solution of K_B X + X K_A = −K_B⁻¹ gA Aᵀ /
+        s²; otherwise X = 0.
+
+    Returns
+    -------
+    tuple of Tensor
+        hA (…, r, k) and hB (…, d, r).
     """
     gram_A, gram_B = Gram(A @ A.mT), Gram(B.mT @ B)
     hA = gram_B.solve(gA) / scale**2
@@ -116,10 +160,15 @@ def adjusted(
 
 
 class Gram:
-    """A Gram matrix (…, r, r) by its eigenvalues, with a ridge relative to its own size.
+    """A Gram matrix by its eigenvalues, with a ridge relative to its own size.
 
     The ridge is 8 machine epsilons of the mean eigenvalue, 1e-6 in float32: an absolute one, as in the
     released code, would decide the step by itself right after B = 0.
+
+    Parameters
+    ----------
+    K : Tensor
+        (…, r, r), symmetric.
     """
 
     def __init__(self, K: Tensor) -> None:
@@ -135,7 +184,15 @@ class Gram:
 
 
 def sylvester(left: Gram, right: Gram, C: Tensor) -> Tensor:
-    """X with left X + X right = C, all (…, r, r), in the eigenvectors of both symmetric matrices."""
+    """X with left X + X right = C, in the eigenvectors of both symmetric matrices.
+
+    Parameters
+    ----------
+    left, right : Gram
+        Of (…, r, r) matrices.
+    C : Tensor
+        (…, r, r), as X.
+    """
     sums = left.values[..., :, None] + right.values[..., None, :]
     rotated = left.vectors.mT @ C @ right.vectors
     return left.vectors @ torch.where(sums > 0, rotated / sums, 0) @ right.vectors.mT

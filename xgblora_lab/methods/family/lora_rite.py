@@ -1,8 +1,8 @@
-"""LoRA-RITE: an Adam-like optimizer that takes the same steps however the product B A is written
-(arXiv 2410.20625).
+"""LoRA-RITE: an Adam-like optimizer that takes the same steps however the product B A is written.
 
-(A, B) and (R⁻¹A, B R) are one update, but Adam treats them differently. Here everything that is remembered
-lives in orthonormal bases of the two factors, which follow the factors from step to step.
+Yen et al. 2024, arXiv 2410.20625. (A, B) and (R⁻¹A, B R) are one update, but Adam treats them differently.
+Here everything that is remembered lives in orthonormal bases of the two factors, which follow the factors
+from step to step.
 """
 
 from __future__ import annotations
@@ -16,28 +16,42 @@ from torch import Tensor, nn
 
 from xgblora_lab.methods.family.pairs import PairOptimizer, Stack, decomposed, descend
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 
 @dataclass
 class LoRARITE(LoRA):
     """LoRA with an optimizer that cannot tell two ways to write the same B A apart.
 
-    lr: about four times that of full fine-tuning, 4e-4 (the reference's default is 1e-3).
-    eps: added to the root of the second moment (1e-6, the reference's).
-    clip: largest norm of the unmagnified gradient over all pairs together; skip: a factor whose unmagnified
-        gradient has a larger root mean square rests for the step; both 1.0 as in the reference, None: off.
-    escape: whether the part of the second moment that the moving bases lose is added back (the paper's
-        escaped mass; off in the reference and here).
-    Cost beyond LoRA: three thin QR and two r × r eigendecompositions per module and step, and the previous
+    Beyond LoRA it costs three thin QR and two r × r eigendecompositions per module and step, and the previous
     bases as state; no further passes over data. `max_grad_norm` would measure the gradient in the factors'
-    own coordinates and is refused.
+    own coordinates and must stay at None.
+
+    Parameters
+    ----------
+    lr : float
+        About four times that of full fine-tuning (the reference's default is 1e-3).
+    eps : float
+        Added to the root of the second moment; the default is the reference's.
+    clip : float or None
+        Largest norm of the unmagnified gradient over all pairs together, 1 in the reference; None: no limit.
+    skip : float or None
+        A factor whose unmagnified gradient has a larger root mean square rests for the step; 1 in the
+        reference, None: no factor rests.
+    escape : bool
+        Whether the part of the second moment that the moving bases lose is added back: the paper's escaped
+        mass, off in the reference.
+
+    References
+    ----------
+    Yen et al. 2024, arXiv 2410.20625, and the reference that its authors published with it.
     """
 
     lr: float = 4e-4
-    eps: float = 1e-6
-    clip: float | None = 1.0
-    skip: float | None = 1.0
-    escape: bool = False
+    eps: float = option(1e-6, above=0)
+    clip: float | None = option(1.0, above=0)
+    skip: float | None = option(1.0, above=0)
+    escape: bool = option(False)
 
     name: ClassVar[str] = "lora-rite"
 
@@ -48,9 +62,6 @@ class LoRARITE(LoRA):
                 f"LoRA-RITE clips the unmagnified gradient itself; leave max_grad_norm at None and use clip, "
                 f"got max_grad_norm={self.max_grad_norm}."
             )
-        for option, value in (("clip", self.clip), ("skip", self.skip)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{option} must be positive, or None for none; got {value}.")
 
     def new_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return RITE(
@@ -67,13 +78,22 @@ class LoRARITE(LoRA):
 
 @dataclass(frozen=True)
 class Side:
-    """One factor of a stack of pairs, thin side up; `n` is its own length (k or d).
+    """One factor of a stack of pairs, thin side up.
 
-    basis: (g, n, q) orthonormal, own = basis · T; pinv: (g, r, q), the other factor's T⁺.
-    other: the other factor's basis. gradient: (g, n, q), unmagnified: it depends on the subspaces alone.
+    Attributes
+    ----------
+    factor, other_factor : str
+        `"A"` or `"B"`, and the other of the two.
+    basis, other : Tensor
+        Orthonormal (g, n, q), with n the factor's own length (k or d) and own = basis · T; the other
+        factor's.
+    pinv : Tensor
+        (g, r, q), the other factor's T⁺.
+    gradient : Tensor
+        (g, n, q), unmagnified: it depends on the subspaces alone.
     """
 
-    factor: str  # "A" or "B"
+    factor: str
     basis: Tensor
     other: Tensor
     other_factor: str
@@ -82,7 +102,21 @@ class Side:
 
 
 class RITE(PairOptimizer):
-    """The optimizer; betas as in Adam, corrected for their bias by β(1 − βᵗ⁻¹)/(1 − βᵗ)."""
+    """The optimizer.
+
+    Parameters
+    ----------
+    boosters : iterable of LowRank
+        The pairs.
+    lr : float
+        Set by the loop at every step.
+    betas : tuple of float
+        As in Adam, corrected for their bias by β(1 − βᵗ⁻¹)/(1 − βᵗ).
+    eps, clip, skip, escape
+        As in `LoRARITE`.
+    weight_decay : float
+        Decoupled, as AdamW's.
+    """
 
     def __init__(
         self,
@@ -163,7 +197,17 @@ class RITE(PairOptimizer):
 
 
 def inverse_root(V: Tensor, escaped: Tensor, eps: float) -> Tensor:
-    """(V + escaped·I)^(−1/2) with `eps` beside the root; V (…, q, q) symmetric."""
+    """(V + escaped·I)^(−1/2) with `eps` beside the root.
+
+    Parameters
+    ----------
+    V : Tensor
+        (…, q, q), symmetric.
+    escaped : Tensor
+        (…, 1, 1), the mass added back.
+    eps : float
+        Added to the root.
+    """
     values, vectors = decomposed(torch.linalg.eigh, V)
     # Below one rounding of the largest, an eigenvalue says nothing (it may be negative): a floor, not eps,
     # has to bound the step there.
@@ -173,7 +217,13 @@ def inverse_root(V: Tensor, escaped: Tensor, eps: float) -> Tensor:
 
 
 def lost(V: Tensor, moved: Tensor) -> Tensor:
-    """The escaped mass between a second moment and what is left of it in the new basis, (…, 1, 1)."""
+    """The escaped mass between a second moment and what is left of it in the new basis, (…, 1, 1).
+
+    Parameters
+    ----------
+    V, moved : Tensor
+        (…, q, q), symmetric.
+    """
     before, _ = decomposed(torch.linalg.eigh, V)
     after, _ = decomposed(torch.linalg.eigh, (moved + moved.mT) / 2)
     largest = (before - after).max(-1).values.clamp_min(0)

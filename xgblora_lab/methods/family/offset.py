@@ -1,4 +1,4 @@
-"""Pairs that start away from zero, and whose start is taken out of the weight: at first nothing changes.
+"""Pairs start away from zero, and their start is taken out of the weight: at first nothing changes.
 
 W + s·B₀A₀ would be another model, so the live weight becomes W − s·B₀A₀. Factors of what was learned are then
 [sB, −sB₀] and [A; A₀], of rank 2r.
@@ -26,8 +26,9 @@ EXACT = 512  # a whole SVD of 512 × 2048 takes about half a second on one core
 class OffsetLoRA(LoRA):
     """A LoRA whose pairs get their start from `first_factors`, at the beginning of the first round.
 
-    Beyond LoRA: a copy of the base on the CPU, and the pairs' start. On a half-precision base also a float32
-    copy, to which the offset is added before it is rounded once: there the model moves by that rounding.
+    Beyond LoRA it costs a copy of the base on the CPU, and the pairs' start. On a half-precision base it also
+    costs a float32 copy, to which the offset is added before it is rounded once: there the model moves by
+    that rounding. The options are LoRA's.
     """
 
     def rank_bound(self, modules: int) -> int | None:
@@ -57,7 +58,13 @@ class OffsetLoRA(LoRA):
         return super().begin_round(loop, index)
 
     def take_out(self, offset: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Make the live weights the base plus this offset."""
+        """Make the live weights the base plus this offset.
+
+        Parameters
+        ----------
+        offset : mapping of str to tuple of Tensor
+            (−s·B₀, A₀) by module, on the CPU.
+        """
         self.offset = dict(offset)
         self.weights.replay([self.offset])
 
@@ -87,10 +94,28 @@ class OffsetLoRA(LoRA):
 
 
 def leading(matrix: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `count` singular directions U (d, count), s (count,), V (k, count) of a (d, k) matrix.
+    """The first `count` singular directions of a matrix.
 
     Exact where a side is at most 512; else by random projection onto min(2·count + 8, d, k) directions with
-    four power iterations (Halko et al. 2011, arXiv 0909.4061), seeded; the global generator is left alone.
+    four power iterations, seeded; the global generator is left alone.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        (d, k).
+    count : int
+        How many directions, at most min(d, k).
+    seed : int
+        Of the random projection.
+
+    Returns
+    -------
+    tuple of Tensor
+        U (d, count), s (count,) and V (k, count).
+
+    References
+    ----------
+    Halko, Martinsson and Tropp 2011, arXiv 0909.4061.
     """
     if min(matrix.shape) <= EXACT:
         U, s, Vh = torch.linalg.svd(matrix, full_matrices=False)

@@ -13,9 +13,18 @@ from xgblora_lab.lowrank.booster import LowRank
 
 @dataclass(frozen=True)
 class Stack:
-    """Pairs of one shape and scale, side by side; g counts them.
+    """Pairs of one shape and scale, side by side.
 
-    A: (g, r, k), B: (g, d, r), and their gradients gA, gB, of the loss by the parameters as they are.
+    Attributes
+    ----------
+    boosters : list of LowRank
+        The g pairs.
+    A, gA : Tensor
+        (g, r, k), and the gradient of the loss by A as it is.
+    B, gB : Tensor
+        (g, d, r), and the gradient of the loss by B as it is.
+    scale : float
+        s.
     """
 
     boosters: list[LowRank]
@@ -29,9 +38,16 @@ class Stack:
 class PairOptimizer(torch.optim.Optimizer):
     """Base of the optimizers whose step for A needs B, and the other way round.
 
-    boosters: the pairs; A and B belong together because they are one object's, not because of an order.
-    lr: set by the loop at every step. betas, eps: as in Adam.
     State is kept per parameter, as tensors only, so it is saved and loaded like that of any optimizer.
+
+    Parameters
+    ----------
+    boosters : iterable of LowRank
+        The pairs; A and B belong together because they are one object's, not because of an order.
+    lr : float
+        Set by the loop at every step.
+    betas, eps : tuple of float, float
+        As in Adam.
     """
 
     def __init__(
@@ -59,12 +75,32 @@ class PairOptimizer(torch.optim.Optimizer):
             )
 
     def load(self, stack: Stack, factor: str, key: str, fresh: Tensor) -> Tensor:
-        """State `key` of a stack's factors ("A" or "B"): (g, …); `fresh` (…) where a pair has none yet."""
+        """State of a stack's factors, (g, …).
+
+        Parameters
+        ----------
+        stack : Stack
+        factor : str
+            `"A"` or `"B"`.
+        key : str
+            Which state.
+        fresh : Tensor
+            (…), taken where a pair has none yet.
+        """
         states = [self.state[getattr(b, factor)] for b in stack.boosters]
         return torch.stack([state.get(key, fresh) for state in states])
 
     def keep(self, stack: Stack, factor: str, **values: Tensor) -> None:
-        """Keep values (g, …) as state of a stack's factors: each pair a view of its own part."""
+        """Keep state of a stack's factors: each pair a view of its own part.
+
+        Parameters
+        ----------
+        stack : Stack
+        factor : str
+            `"A"` or `"B"`.
+        **values : Tensor
+            (g, …) by key.
+        """
         for key, value in values.items():
             for booster, part in zip(stack.boosters, value, strict=True):
                 self.state[getattr(booster, factor)][key] = part
@@ -77,14 +113,31 @@ class PairOptimizer(torch.optim.Optimizer):
 
 
 def descend(stack: Stack, dA: Tensor, dB: Tensor, lr: float) -> None:
-    """A -= lr·dA and B -= lr·dB for every pair of the stack, both from the same point."""
+    """A -= lr·dA and B -= lr·dB for every pair of the stack, both from the same point.
+
+    Parameters
+    ----------
+    stack : Stack
+    dA, dB : Tensor
+        (g, r, k) and (g, d, r).
+    lr : float
+        Length of the step.
+    """
     for booster, step_A, step_B in zip(stack.boosters, dA, dB, strict=True):
         booster.A.sub_(step_A, alpha=lr)
         booster.B.sub_(step_B, alpha=lr)
 
 
 def decomposed(decompose: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor) -> tuple[Tensor, ...]:
-    """`torch.linalg.qr` or `eigh` of a batch; on Apple's GPU, which lacks them, by way of the CPU."""
+    """A decomposition of a batch; on Apple's GPU, which lacks them, by way of the CPU.
+
+    Parameters
+    ----------
+    decompose : callable
+        `torch.linalg.qr` or `torch.linalg.eigh`.
+    matrices : Tensor
+        (…, n, q).
+    """
     if matrices.device.type != "mps":
         return tuple(decompose(matrices))
     return tuple(part.to(matrices.device) for part in decompose(matrices.cpu()))

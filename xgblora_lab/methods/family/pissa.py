@@ -17,13 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class PiSSA(OffsetLoRA):
-    """LoRA that trains the largest singular directions of W and freezes the rest. LoRA starts at zero beside
-    a frozen W.
+    """LoRA that trains the largest singular directions of W and freezes the rest.
 
-    With W = U S Vᵀ: s·B₀A₀ is W cut to rank r, B₀ = U√(S/s), A₀ = √(S/s)Vᵀ. lr: 3e-4 by default; the larger
-    the weight's singular values, the further a step goes.
-    Beyond LoRA: one SVD per module at the start, and what `OffsetLoRA` keeps. No pass over data. Needs
-    rank ≤ min(d, k), and weights that are not packed.
+    With W = U S Vᵀ, s·B₀A₀ is W cut to rank r: B₀ = U√(S/s), A₀ = √(S/s)Vᵀ. LoRA starts at zero beside a
+    frozen W.
+
+    Beyond LoRA it costs one SVD per module at the start, and what `OffsetLoRA` keeps. No pass over data.
+
+    Parameters
+    ----------
+    lr : float
+        The larger the weight's singular values, the further a step goes.
+    rank : int
+        At most the smaller side of every module.
+
+    Raises
+    ------
+    ValueError
+        At the start of a run, where a weight is packed (quantised) or too small for the rank.
+
+    References
+    ----------
+    Meng, Wang and Zhang 2024, arXiv 2404.02948.
     """
 
     lr: float = 3e-4

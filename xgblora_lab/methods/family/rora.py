@@ -12,9 +12,20 @@ from xgblora_lab.methods.lora import LoRA
 class RoRA(LoRA):
     """LoRA with the scale alpha/√r in place of alpha/r, so that the update does not fade as the rank grows.
 
-    The same rule as rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), which RoRA's authors try on pruned models:
-    `RoRA(rank=r, alpha=a)` is `LoRA(rank=r, alpha=a·√r)`. With AdamW the first step grows with √r, so the
-    default lr is 3e-4, LoRA's 1e-3 over √8; tune it anew for another rank. Costs nothing beyond LoRA.
+    It costs nothing beyond LoRA. It is the same rule as rsLoRA's, which RoRA's authors try on pruned models:
+    `RoRA(rank=r, alpha=a)` is `LoRA(rank=r, alpha=a·√r)`.
+
+    Parameters
+    ----------
+    lr : float
+        With AdamW the first step grows with √r, so the default is about LoRA's 1e-3 over √8. Tune it anew for
+        another rank.
+    scaling : str
+        As in LoRA.
+
+    References
+    ----------
+    Liu et al. 2025, arXiv 2501.04315; Kalajdzievski 2023 (rsLoRA), arXiv 2312.03732.
     """
 
     lr: float = 3e-4

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.options import option
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
@@ -22,37 +23,39 @@ PROXES = ("exact", "released")
 
 @dataclass
 class SoRA(LoRA):
-    """LoRA with a gate on every rank: each step closes all gates a little, and only the ranks survive whose
-    gates the task keeps open. The update is s·B diag(g) A with trained gates g ~ N(0, 1) and B = 0.
+    """LoRA with a gate on every rank, of which only those survive that the task keeps open.
 
-    xi: what a step takes off every gate, as a multiple of the learning rate; 0 prunes nothing. The released
-        script takes 3e-4 at a learning rate of 8e-4, our default 0.375. The task moves a gate by about one
-        learning rate in a step, so no gate survives an xi of 1 or more; a gate that the task leaves alone is
-        closed after |g|/xi learning rates.
-    prox: `"exact"`, the proximal step of xi·‖g‖₁, whose threshold follows the schedule; `"released"`, as in
-        the authors' code: the threshold of the peak learning rate all along, and twice the dead zone.
-    sparse_lambda: weight of the mean |g| over all gates, added to the gradient (the released script adds 10;
-        0 leaves all pruning to the proximal step).
-    weight_decay: on A and B alone. Without it B may grow while its gate shrinks, which evades the penalty.
-        0.1 as released.
+    Each step closes all gates a little. The update is s·B diag(g) A with trained gates g ~ N(0, 1) and B = 0.
+    How many ranks survive is an outcome, not a budget. It costs one number per rank beyond LoRA, and no pass.
 
-    How many ranks survive is an outcome, not a budget. Beyond LoRA it costs one number per rank, no pass.
+    Parameters
+    ----------
+    weight_decay : float
+        On A and B alone. Without it B may grow while its gate shrinks, which evades the penalty. The default
+        is the released script's.
+    xi : float
+        What a step takes off every gate, as a multiple of the learning rate; 0 prunes nothing. The default is
+        the released script's 3e-4 at a learning rate of 8e-4. The task moves a gate by about one learning
+        rate in a step, so no gate survives an xi of 1 or more; a gate that the task leaves alone is closed
+        after |g|/xi learning rates.
+    prox : str
+        `"exact"`, the proximal step of xi·‖g‖₁, whose threshold follows the schedule; `"released"`, as in the
+        authors' code: the threshold of the peak learning rate all along, and twice the dead zone.
+    sparse_lambda : float
+        Weight of the mean |g| over all gates, added to the gradient (the released script adds 10; 0 leaves
+        all pruning to the proximal step).
+
+    References
+    ----------
+    Ding et al. 2023, arXiv 2311.11696; `TsinghuaC3I/SoRA` on GitHub, commit c275ac2.
     """
 
     weight_decay: float = 0.1
-    xi: float = 0.375
-    prox: str = "exact"
-    sparse_lambda: float = 0.0
+    xi: float = option(0.375, low=0)
+    prox: str = option("exact", choices=PROXES)
+    sparse_lambda: float = option(0.0, low=0)
 
     name: ClassVar[str] = "sora"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prox not in PROXES:
-            raise ValueError(f"Unknown prox {self.prox!r}; accepted: {', '.join(PROXES)}.")
-        for option in ("xi", "sparse_lambda"):
-            if getattr(self, option) < 0:
-                raise ValueError(f"{option} must be 0 or more, got {getattr(self, option)}.")
 
     def make_boosters(self, loop: Loop) -> dict[str, LowRank]:
         generator = seeds.generator("gates", loop.seed)
@@ -94,8 +97,17 @@ class SoRA(LoRA):
 
 
 def shrunk(gates: Tensor, threshold: float, prox: str = "exact") -> Tensor:
-    """Gates after the proximal step: sign(g)·max(|g| − threshold, 0); where `"released"`, what would be left
-    within the threshold is 0 too, so that everything below twice the threshold vanishes.
+    """Gates after the proximal step, sign(g)·max(|g| − threshold, 0).
+
+    Parameters
+    ----------
+    gates : Tensor
+        (r,).
+    threshold : float
+        What is taken off each.
+    prox : str
+        Where `"released"`, what would be left within the threshold is 0 too, so that everything below twice
+        the threshold vanishes.
     """
     soft = F.softshrink(gates, threshold)
     return F.hardshrink(soft, threshold) if prox == "released" else soft
