@@ -6,6 +6,7 @@ part in no choice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -186,10 +187,23 @@ def _plans(
             plans[label] = [Trial(label, dataclasses.replace(method, lr=lr)) for lr in lrs]
         else:
             free = method.knobs(steps) if isinstance(given, str) else []
-            free = [knobs for knobs in free if not said & set(knobs)] or [{}]
-            plans[label] = plan(label, dataclasses.replace(method, lr=type(method)().lr), free, trials)
+            plans[label] = plan(
+                label, dataclasses.replace(method, lr=type(method)().lr), _usable(method, free, said), trials
+            )
             adapt.append(label)
     return plans, adapt
+
+
+def _usable(method: Method, free: Sequence[dict[str, Any]], said: set[str]) -> list[dict[str, Any]]:
+    """The sets of knobs without what was said already, each once, and without those the method refuses."""
+    found: list[dict[str, Any]] = []
+    for knobs in free:
+        left = {name: value for name, value in knobs.items() if name not in said}
+        with contextlib.suppress(ValueError):
+            dataclasses.replace(method, **left)
+            if left not in found:
+                found.append(left)
+    return found or [{}]
 
 
 def _found(tuned: dict[str, Tuned], further: Sequence[History]) -> Race:
