@@ -257,6 +257,26 @@ def test_the_result_is_one_small_file(tmp_path):
         Race.from_dict({"settings": {}, "histories": []})
 
 
+def test_one_run_of_each_method_is_watched_and_the_race_is_the_same(tmp_path):
+    watched = run(tmp_path, watch=lambda: [Spectrum()])
+    assert same(watched, run())
+    for history in watched.histories:
+        first = history is watched.chosen(history.label)[0]
+        assert ("spectrum" in history[0].measurements) == first
+    assert len(list((tmp_path / "runs").glob("*_watched.json"))) == len(watched.labels)
+    loaded = Race.load(tmp_path)
+    assert all("spectrum" in loaded.chosen(label)[0][0].measurements for label in loaded.labels)
+
+
+def test_knobs_that_a_method_refuses_or_that_are_said_are_not_tried():
+    options = {"lrs": None, "trials": 6, "steps": 6, "seeds": 1}
+    found = run(methods=["xgblora:examples=hardest", "xgblora:merge=plateau"], **options)
+    hardest, plateau = ([t["knobs"] for t in found.trials if t["label"] == label] for label in found.labels)
+    assert {"merge": "plateau"} not in hardest
+    assert len({k["steps_per_round"] for k in hardest}) > 1
+    assert not any(plateau)
+
+
 def test_a_diverged_run_is_never_chosen():
     result = run(lrs=(1e-3, 1e30), methods=["lora:r=1"], seeds=1)
     assert result.chosen("lora:rank=1")[0].settings.lr == 1e-3

@@ -175,7 +175,7 @@ print("logits equal, bit for bit:", torch.equal(before, after))
 
 
 # %%
-method = XGBLoRA(rank=1, steps_per_round=steps_per_round, modules_per_round=2, lr=0.03)
+method = XGBLoRA(rank=1, steps_per_round=steps_per_round, selection="random", modules_per_round=2, lr=0.03)
 options = {"steps": steps, "batch_size": 8, "targets": targets, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, method, hooks=[Spectrum(), Gain()], **options)
 bench.history.label = "XGBLoRA"  # its name in figures
@@ -748,12 +748,12 @@ for history in contest.histories:
 figures.race(contest.histories)
 
 # %%
-display(contest.table[["lr", "dev relative", "peak parameters", "total parameters", "optimizer bytes"]])
+display(contest.table[["chosen", "dev relative", "peak parameters", "total parameters", "optimizer bytes"]])
 
 scores = {label: contest.chosen(label)[0].scores["dev"] for label in contest.labels}
 peaks = {label: max(r.peak_parameters for r in contest.chosen(label)[0]) for label in contest.labels}
 winner = min(scores, key=scores.get)
-edges = [label for label in contest.labels if "edge" in contest.table["lr"][label]]
+edges = [label for label in contest.labels if "edge" in contest.table["chosen"][label]]
 ahead = "ahead of" if scores["LoRA, rank 1"] < scores["XGBLoRA"] else "behind"
 say(
     f"**{winner} wins.** Of the untrained divergence it leaves {scores[winner]:.1%}, boosting "

@@ -121,12 +121,12 @@ def tuned(method: type, lrs: tuple[float, ...], **options) -> object:
         model, task, [method(**options)], lrs=lrs, seeds=1, batch_size=8, steps=steps, targets=modules,
         progress=progress,
     )  # fmt: skip
-    print(f"{method.name}: learning rate {found.table['lr'].iloc[0]} of {', '.join(f'{lr:g}' for lr in lrs)}")
+    print(f"{method.name}: {found.table['chosen'].iloc[0]} of {', '.join(f'{lr:g}' for lr in lrs)}")
     return method(lr=found.chosen(found.labels[0])[0].settings.lr, **options)
 
 
 common = {"steps_per_round": steps_per_round, "schedule": "constant"}
-boosting = tuned(XGBLoRA, low_rank_lrs, modules_per_round=2, **common)
+boosting = tuned(XGBLoRA, low_rank_lrs, selection="random", modules_per_round=2, **common)
 
 # %% [markdown]
 # Then the run. Two of the three modules get a booster in each round, drawn by lot. Two hooks watch:
@@ -604,7 +604,7 @@ for p in exponents:
             label: pd.Series([h.scores["dev"] for h in found.chosen(label)]).median()
             for label in found.labels
         }
-        edges += int(found.table["lr"].str.contains("edge").sum())
+        edges += int(found.table["chosen"].str.contains("edge").sum())
         boost, low, high = loss.values()
         cells.append({
             "steepness": p, "budget": budget, "ratio": boost / low, "to full rank": boost / high,

@@ -283,7 +283,7 @@ gaps = {
     for label in names
 }
 first, *others = sorted(names, key=lambda label: medians[label])
-edges = [label for label in names if "edge" in contest.table["lr"][label]]
+edges = [label for label in names if "edge" in contest.table["chosen"][label]]
 say(
     f"**{first} wins at {steps} steps**, with {medians[first]:.1%} of the untrained divergence left on test; "
     + ", ".join(f"{label} leaves {medians[label]:.1%}" for label in others)
@@ -485,7 +485,7 @@ def ahead_of(rival: str) -> str:
 
 
 longest = lengths.iloc[-1]
-tuned_at_edge = sum("edge" in lr for r in by_budget.values() for lr in r.table["lr"])
+tuned_at_edge = sum("edge" in lr for r in by_budget.values() for lr in r.table["chosen"])
 say(f"Boosting ends {ahead_of(lora_1)}, and {ahead_of(lora_high)}.")
 say(
     f"At {lengths.index[-1]} steps: "
@@ -565,7 +565,9 @@ accuracy = {n: float(np.median([h.scores["test"] for h in text_race.chosen(n)]))
 noise = {n: (p * (1 - p) / tested) ** 0.5 for n, p in accuracy.items()}
 best, second, _ = sorted(doc_names, key=lambda n: -accuracy[n])
 display(
-    text_race.table[["lr", "dev accuracy", "test accuracy", "peak parameters", "total parameters", "seconds"]]
+    text_race.table[
+        ["chosen", "dev accuracy", "test accuracy", "peak parameters", "total parameters", "seconds"]
+    ]
 )
 say(
     f"**{best}** has the highest test accuracy, {accuracy[best]:.3f}. Boosting has "
@@ -574,7 +576,7 @@ say(
     + ("further apart than" if accuracy[best] - accuracy[second] > 2 * noise[best] else "within")
     + f" two standard errors of each other. {doc_steps} steps, {doc_seeds} seeds."
 )
-if any("edge" in lr for lr in text_race.table["lr"]):
+if any("edge" in lr for lr in text_race.table["chosen"]):
     say("A learning rate was chosen at the edge of the grid: widen it before you quote this.")
 elif len(doc_lrs) == 1:
     say("In this profile the learning rate is not tuned: nobody's number should be quoted.")

@@ -119,7 +119,7 @@ def try_out(method: XGBLoRA):
 
 
 start = try_out(plain())
-start.table[["lr", "dev relative", "test relative", "peak parameters", "total parameters", "seconds"]].T
+start.table[["chosen", "dev relative", "test relative", "peak parameters", "total parameters", "seconds"]].T
 
 # %% [markdown]
 # The next cell holds what all experiments share: run the variants, draw one point for each seed, and write
@@ -156,7 +156,14 @@ def experiment(knob: str, variants: dict[str, XGBLoRA | None]) -> dict:
         title=f"{knob}: {steps} steps, each at its best learning rate", xaxis_title=knob, height=400,
         yaxis_title="test loss (1 = untrained)", template="simple_white", font_size=15, xaxis_type="category",
     ).update_yaxes(showgrid=True, rangemode="tozero").show()  # fmt: skip
-    columns = ["lr", "test relative", "peak parameters", "total parameters", "extra passes", "extra forwards"]
+    columns = [
+        "chosen",
+        "test relative",
+        "peak parameters",
+        "total parameters",
+        "extra passes",
+        "extra forwards",
+    ]
     table = pd.concat([found.table[columns] for found in races.values()])
     display(table.set_axis(list(races)).rename_axis(knob))
     lowest, highest = (list(losses)[i] for i in (int(np.argmin(middle)), int(np.argmax(middle))))

@@ -115,7 +115,9 @@ model, task = load("lab", "planted", sequences=512, length=8, seed=seed)
 
 def grown(rank: int) -> pd.DataFrame:
     """Per module, after a run: how often it was chosen, and the numerical rank of its update."""
-    method = XGBLoRA(lr=0.01, rank=rank, steps_per_round=deep_kappa, modules_per_round=1 / 3)
+    method = XGBLoRA(
+        lr=0.01, rank=rank, steps_per_round=deep_kappa, selection="random", modules_per_round=1 / 3
+    )
     with Bench(model, task, method, steps=deep_rounds * deep_kappa, batch_size=8, seed=seed) as bench:
         bench.run(progress=progress)
         return pd.DataFrame(

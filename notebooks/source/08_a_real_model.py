@@ -60,21 +60,20 @@ from IPython.display import Markdown, display
 
 from xgblora_lab import Hook, LoRA, Probe, Spectrum, XGBLoRA, check, figures, load, load_tokenizer, race
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
-from xgblora_lab.tasks.text import classification_scores
+from xgblora_lab.tasks.scores import classification_scores
 
-#            steps, κ, rows in a step | train rows, dev and test rows, tokens in a row | seeds, factors on the
-#            default learning rates
+#            steps, κ, rows in a step | train rows, dev and test rows, tokens in a row | seeds, trials
 profiles = {
-    "ci": (24, 8, 8, 400, 60, 24, 1, (3.0,)),
-    "laptop": (120, 20, 16, 3000, 240, 40, 1, (1.0, 3.0, 10.0)),
-    "classroom": (400, 20, 32, 20_000, 1000, 128, 3, (0.3, 1.0, 3.0)),
+    "ci": (24, 8, 8, 400, 60, 24, 1, 1),
+    "laptop": (120, 20, 16, 3000, 240, 40, 1, 4),
+    "classroom": (400, 20, 32, 20_000, 1000, 128, 3, 4),
 }
 if profile not in profiles:
     raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
 by_profile = profiles[profile]
 steps, batch_size = steps or by_profile[0], batch_size or by_profile[2]
 max_length = max_length or by_profile[5]
-_, steps_per_round, _, train_rows, checked, _, seeds, factors = by_profile
+_, steps_per_round, _, train_rows, checked, _, seeds, trials = by_profile
 
 gpu = torch.cuda.is_available()
 hub = profile == "classroom" and gpu  # a download is worth it there
@@ -369,8 +368,8 @@ check.function(
 # ## 4 · One budget
 #
 # Three methods: boosters of rank 1 on every module in every round, LoRA of rank 1, LoRA of rank 8. All get
-# the same steps on the same batches, and each tries the same number of learning rates around its own
-# default. Dev chooses.
+# the same steps on the same batches, and each has the same number of trials: learning rates a
+# quarter decade apart, around its own default. Dev chooses.
 #
 # Four **hooks** watch each run. `Probe` notes the dev scores after every round, `Spectrum` the singular
 # values. The other two are written here, because they are short: `Memory` notes what the GPU held, `Answers`
@@ -407,7 +406,7 @@ contest = {
     "LoRA, rank 1": LoRA(rank=1, **common),
     "LoRA, rank 8": LoRA(rank=8, **common),
 }
-found = race(base, task, list(contest.values()), factors=factors, seeds=seeds, **run)
+found = race(base, task, list(contest.values()), trials=trials, seeds=seeds, **run)
 names = dict(zip(found.labels, contest, strict=True))
 for history in found.histories:
     history.label = names[history.label]
@@ -444,7 +443,7 @@ scores = {
 }
 table = pd.DataFrame(scores).T.astype({"seeds": int})
 display(table.style.format("{:.4g}", na_rep="–"))
-edges = [name for name in names.values() if "edge" in found.table["lr"][name]]
+edges = [name for name in names.values() if "edge" in found.table["chosen"][name]]
 if edges:
     say(f"At the edge of the grid of learning rates, so perhaps not at its best: {'; '.join(edges)}.")
 

@@ -143,7 +143,7 @@ print(sizes, "labels:", task.labels)
 # Then boosters, on a third of the modules in every round, chosen by lot.
 
 # %%
-method = XGBLoRA(steps_per_round=steps_per_round, lr=0.03)
+method = XGBLoRA(selection="random", steps_per_round=steps_per_round, lr=0.03)
 options = {"steps": steps, "seed": seed, "data_seed": seed}
 bench = Bench(model, task, method, **options)
 start = bench.evaluate("test")["accuracy"]
@@ -580,12 +580,12 @@ contest = race(
 figures.race(contest.histories)
 
 # %%
-shown = ["lr", "dev accuracy", "test accuracy", "train loss", "peak parameters", "optimizer bytes"]
+shown = ["chosen", "dev accuracy", "test accuracy", "train loss", "peak parameters", "optimizer bytes"]
 display(contest.table[shown])
 joint, frozen = (contest.chosen(label)[0] for label in contest.labels)
 ends = {h.method: h[-1].probe_after for h in (joint, frozen)}
 ahead = min(ends, key=ends.get)
-edges = [label for label in contest.labels if "edge" in contest.table["lr"][label]]
+edges = [label for label in contest.labels if "edge" in contest.table["chosen"][label]]
 say(
     f"Lower probe loss at the end: **{ahead}** ({ends['lora']:.4f} for lora, {ends['lora-fa']:.4f} for "
     f"lora-fa). Optimizer memory of lora-fa: {frozen[-1].optimizer_bytes / joint[-1].optimizer_bytes:.0%} of "

@@ -43,6 +43,8 @@ class Cell:
         Of data order, head and boosters.
     share : float
         How much of the plan to run; below 1 the schedule is still that of the whole plan.
+    watch : callable or None
+        Makes further hooks, for this run alone.
     """
 
     model: str | Path | nn.Module
@@ -53,13 +55,14 @@ class Cell:
     trial: Trial
     seed: int
     share: float = 1.0
+    watch: Callable[[], Sequence[Hook]] | None = None
 
     @property
     def name(self) -> str:
         """The name of the cell's file."""
         trial = self.trial
         knobs = "".join(f"_{name}={value}" for name, value in trial.knobs.items())
-        part = f"_first={self.stop}" if self.share < 1 else ""
+        part = f"_first={self.stop}" if self.share < 1 else "_watched" if self.watch else ""
         name = f"{trial.label}_lr={trial.lr:g}{knobs}_seed={self.seed}{part}"
         return name.replace("/", "-").replace(":", "_")
 
@@ -69,7 +72,7 @@ class Cell:
         return math.ceil(self.settings["steps"] * self.share)
 
     def __str__(self) -> str:
-        part = f", first {self.stop} steps" if self.share < 1 else ""
+        part = f", first {self.stop} steps" if self.share < 1 else ", watched" if self.watch else ""
         return f"{self.trial.label}, {self.trial}, seed {self.seed}{part}"
 
 
@@ -124,7 +127,9 @@ def train(cell: Cell, own_copy: bool = False) -> History:
         model = copy.deepcopy(model)
     s = cell.settings
     # Only a run of the whole plan is measured further: a rung asks for a loss and nothing else.
-    hooks = cell.hooks() if cell.share == 1 else [_Until(cell.stop, s["limit"])]
+    hooks: list[Hook] = [*cell.hooks()] if cell.share == 1 else [_Until(cell.stop, s["limit"])]
+    if cell.watch is not None:
+        hooks += cell.watch()
     with Bench(
         model,
         task,

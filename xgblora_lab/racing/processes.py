@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -43,3 +44,36 @@ class Processes(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in any executor."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+@contextmanager
+def workers(count: int | None) -> Iterator[Executor | None]:
+    """Processes for a race, ended with the block.
+
+    Parameters
+    ----------
+    count : int or None
+        How many; None: as many as cores, up to 4.
+
+    Yields
+    ------
+    Executor or None
+        None where one process is enough: this one.
+
+    Raises
+    ------
+    ValueError
+        Where it is no number of processes.
+    """
+    if count is None:
+        count = min(4, os.cpu_count() or 1)
+    if count < 1:
+        raise ValueError(f"--workers is a number of processes, at least 1; got {count}.")
+    if count == 1:
+        yield None
+        return
+    executor = Processes(count)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)

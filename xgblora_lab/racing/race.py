@@ -6,6 +6,7 @@ part in no choice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -48,6 +49,7 @@ def race(
     targets: str | Sequence[str] = "all-linear",
     limit: int | None = None,
     hooks: Callable[[], Sequence[Hook]] = tuple,
+    watch: Callable[[], Sequence[Hook]] | None = None,
     precision: str | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
@@ -79,7 +81,11 @@ def race(
     limit : int, optional
         Score at most so many rows of dev and of test.
     hooks : callable
-        Makes fresh hooks for a run over the whole plan, e.g. `lambda: [Spectrum()]`.
+        Makes fresh hooks for a run over the whole plan, e.g. `lambda: [Probe()]`.
+    watch : callable, optional
+        Makes further hooks for one run of each method, that of the chosen knobs with the first seed, e.g.
+        `lambda: [Spectrum()]`. Which run that is turns out at the end, so it is run once more with them:
+        where a hook costs much, that is cheaper than watching every trial.
     precision : str, optional
         accelerate's mixed precision, "no", "bf16" or "fp16".
     out : str or Path, optional
@@ -138,6 +144,9 @@ def race(
     def cell(trial: Trial, seed: int, share: float = 1.0) -> Cell:
         return Cell(model, data, task_options, settings, hooks, trial, seed, share)
 
+    def watched(trial: Trial) -> Cell:
+        return dataclasses.replace(cell(trial, 0), watch=watch)
+
     with _bar(progress) as bar:
 
         def run(chosen: Sequence[Trial], share: float) -> list[History | None]:
@@ -151,6 +160,11 @@ def race(
             )
         # Seed by seed, because a model that is given by name is loaded once for each.
         further = cells.finish([cell(trial, seed) for seed in range(1, seeds) for trial in best], bar)
+        if watch is not None:
+            again = cells.finish([watched(trial) for trial in best], bar)
+            for label, history in zip([trial.label for trial in best], again, strict=True):
+                if history is not None:
+                    tuned[label].runs[tuned[label].best or 0] = history
     found = _found(tuned, [h for h in further if h is not None])
     found.settings = {**settings, "methods": list(plans)}
     if found.histories[0].settings.kind == "classification":
@@ -185,10 +199,22 @@ def _plans(
         elif lrs is not None:
             plans[label] = [Trial(label, dataclasses.replace(method, lr=lr)) for lr in lrs]
         else:
-            free = [knobs for knobs in method.knobs(steps) if not said & set(knobs)] or [{}]
-            plans[label] = plan(label, method, free, trials)
+            plans[label] = plan(label, method, _free(method, steps, said), trials)
             adapt.append(label)
     return plans, adapt
+
+
+def _free(method: Method, steps: int, said: set[str]) -> list[dict[str, Any]]:
+    """The sets of knobs to try: none where one of them was said, and none that the method refuses."""
+    free = method.knobs(steps)
+    if any(said & set(knobs) for knobs in free):
+        return [{}]
+    found = []
+    for knobs in free:
+        with contextlib.suppress(ValueError):
+            dataclasses.replace(method, **knobs)
+            found.append(knobs)
+    return found or [{}]
 
 
 def _found(tuned: dict[str, Tuned], further: Sequence[History]) -> Race:
