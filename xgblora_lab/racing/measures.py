@@ -176,7 +176,7 @@ def top_eigenvalue(
     ----------
     Lanczos 1950; Golub and Van Loan, "Matrix Computations", chapter 10.
     """
-    unused = {"allow_unused": True, "materialize_grads": True}
+    unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
     slopes = torch.autograd.grad(loss, parameters, create_graph=True, **unused)
     gradient = torch.cat([g.flatten() for g in slopes])
     n = len(gradient)
