@@ -17,18 +17,30 @@ from xgblora_lab.bench.bench import Bench
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import XGBLoRA
 
+CASES = {"causal-lm": "kaiming", "classification": "residual"}
 SCRIPT = """
 import sys, torch, tiny
+from test_processes import CASES, method_of, model_of
 from toy import ToyTask
-from xgblora_lab import Bench, Checkpoint, XGBLoRA
+from xgblora_lab import Bench, Checkpoint
 torch.set_num_threads(1)
-method = XGBLoRA(lr=0.05, steps_per_round=3, init=sys.argv[2], modules_per_round=0.5)
-task = ToyTask(sys.argv[3])
-model = tiny.tiny_gpt2(num_labels=2 if sys.argv[3] == "classification" else None).double()
-bench = Bench(model, task, method, steps=9, batch_size=4, hooks=[Checkpoint(sys.argv[1])])
-assert bench.accelerator.num_processes == 2
-bench.run(progress=False)
+for kind in CASES:
+    folder = f"{sys.argv[1]}/{kind}"
+    task = ToyTask(kind)
+    bench = Bench(model_of(kind), task, method_of(kind), steps=9, batch_size=4, hooks=[Checkpoint(folder)])
+    assert bench.accelerator.num_processes == 2
+    bench.run(progress=False)
 """
+
+
+def method_of(kind: str) -> XGBLoRA:
+    options = {"selection": "random", "modules_per_round": 0.5}
+    return XGBLoRA(lr=0.05, steps_per_round=3, init=CASES[kind], **options)
+
+
+def model_of(kind: str) -> torch.nn.Module:
+    # GPT-2 computes in float64 throughout (Llama's norms and rotations are float32 whatever the model is).
+    return tiny.tiny_gpt2(num_labels=2 if kind == "classification" else None).double()
 
 
 def free_port() -> int:
@@ -37,9 +49,11 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize(("init", "kind"), [("kaiming", "causal-lm"), ("residual", "classification")])
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path, init, kind):
-    script = tmp_path / "run.py"
+@pytest.fixture(scope="module")
+def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes saved of every case, in one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "run.py"
     script.write_text(SCRIPT)
     environment = {
         **os.environ,
@@ -47,19 +61,20 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, init, kind):
         "ACCELERATE_USE_CPU": "true",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={free_port()}", str(script), str(tmp_path / "two"), init, kind]
+    command += [f"--master-port={free_port()}", str(script), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
+    return folder
 
+
+@pytest.mark.parametrize("kind", CASES)
+def test_two_processes_equal_one_with_twice_the_batch(saved_by_two, kind):
     def one(batch_size: int) -> Bench:
-        method = XGBLoRA(lr=0.05, steps_per_round=3, init=init, modules_per_round=0.5)
-        model = tiny.tiny_gpt2(num_labels=2 if kind == "classification" else None).double()
-        bench = Bench(model, ToyTask(kind), method, steps=9, batch_size=batch_size)
+        bench = Bench(model_of(kind), ToyTask(kind), method_of(kind), steps=9, batch_size=batch_size)
         bench.run(progress=False)
         return bench
 
-    # GPT-2 computes in float64 throughout (Llama's norms and rotations are float32 whatever the model is).
-    together, half = Ensemble.load(tmp_path / "two"), one(4)
+    together, half = Ensemble.load(saved_by_two / kind), one(4)
     alone = one(8)
     for t in range(3):
         assert together[t].keys() == alone.ensemble[t].keys() == set(alone.history[t].modules)
