@@ -19,25 +19,11 @@ if TYPE_CHECKING:
 
 
 class Fit:
-    """Runs the rounds of one bench.
-
-    Parameters
-    ----------
-    run : Run
-        The bench, as methods and hooks see it.
-    trainer : Trainer
-    head : Head
-    measure : Measure
-
-    Attributes
-    ----------
-    step : int
-        Optimizer steps done since the run's start.
-    """
+    """Runs the rounds of one bench, which methods and hooks see as a `Run`."""
 
     def __init__(self, run: Run, trainer: Trainer, head: Head, measure: Measure) -> None:
         self.run, self.trainer, self.head, self.measure = run, trainer, head, measure
-        self.step = 0
+        self.step = 0  # optimizer steps done since the run's start
 
     def round(self, index: int, hooks: Sequence[Hook]) -> Round:
         """Train round `index` and return its record."""
@@ -57,10 +43,12 @@ class Fit:
         optimizer = method.make_optimizer(parameters)
         fitted = self._steps(index, optimizer, trained, hooks)
         optimizers = [o for o in (optimizer, self.head.optimizer) if o is not None]
+        own = sum(p.numel() for p in self.head.parameters.values())
+        total_before = run.history[-1].total_parameters if index else own
         costs: dict[str, Any] = {
             "optimizer_bytes": state_bytes(optimizers),
             "peak_parameters": sum(p.numel() for p in trained),
-            "total_parameters": self._total_before() + method.new_parameters(index),
+            "total_parameters": total_before + method.new_parameters(index),
             "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
         }
         self._merge(index)
@@ -145,9 +133,3 @@ class Fit:
         if self.run.method.additive:
             self.run.weights.merge(boosters)
         self.measure.weights_changed()
-
-    def _total_before(self) -> int:
-        history = self.run.history
-        if len(history):
-            return history[-1].total_parameters
-        return sum(p.numel() for p in self.head.parameters.values())

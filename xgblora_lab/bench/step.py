@@ -26,17 +26,7 @@ POOL = 32  # batches whose rows are sorted by length among themselves
 
 
 class Head:
-    """A classifier's own parameters: trained beside every method, with one optimizer for the whole run.
-
-    Parameters
-    ----------
-    parameters : dict of str to nn.Parameter
-        By name; empty for a task without a head.
-    lr : float
-        Peak learning rate.
-    betas : tuple of float
-        AdamW's.
-    """
+    """A classifier's own parameters: trained beside every method, with one AdamW for the whole run."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
         self.parameters, self.lr, self.betas = parameters, lr, betas
@@ -71,21 +61,7 @@ class Head:
 
 
 class Trainer:
-    """Batches, gradients and updates of a model on a task.
-
-    Parameters
-    ----------
-    model : nn.Module
-    task : Task
-    accelerator : accelerate.Accelerator
-        Device, mixed precision and processes.
-    batch_size : int
-        Examples per step and process.
-    accumulation : int
-        Micro-batches that they are split into.
-    data_seed : int
-        Decides the order of the rows.
-    """
+    """Batches, gradients and updates of a model on a task."""
 
     def __init__(
         self,
@@ -219,7 +195,5 @@ class Trainer:
 
 def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Bytes of all tensors in the optimizers' states."""
-    tensors = [
-        t for o in optimizers for entry in o.state.values() for t in entry.values() if isinstance(t, Tensor)
-    ]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    values = (value for o in optimizers for entry in o.state.values() for value in entry.values())
+    return sum(t.numel() * t.element_size() for t in values if isinstance(t, Tensor))

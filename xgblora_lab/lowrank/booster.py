@@ -29,18 +29,12 @@ def init_A(
     kind : str
         `"kaiming"`, uniform on ±1/√k as PEFT's LoRA; `"gaussian"`, N(0, 1/3k); `"orthogonal"`, random
         orthonormal rows over √3. The three have the same expected norm, √(r/3), so that they differ in shape
-        and not in step size. (`"residual"` needs data: `methods.xgblora` makes it.)
+        and not in step size.
     r, k : int
         Rank, and inputs of the linear map.
     generator : torch.Generator
-        Of the draw; on the CPU.
-    dtype : torch.dtype, default float32
-        Of the factor.
-
-    Returns
-    -------
-    Tensor, (r, k)
-        On the CPU.
+        Of the draw; on the CPU, where the factor (r, k) is too.
+    dtype : torch.dtype
 
     Raises
     ------
@@ -117,30 +111,14 @@ class LowRank(nn.Module):
             raise ValueError(
                 f"A must be (r, k) and B (d, r) with one r; got {tuple(A.shape)} and {tuple(B.shape)}."
             )
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(B)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.gate = nn.Parameter(gate) if gate is not None else None
         self.scale = scale
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     @classmethod
     def fresh(cls, module: nn.Module, A: Tensor, scale: float = 1.0) -> LowRank:
-        """Make a booster that changes nothing yet, as its B is 0.
-
-        Parameters
-        ----------
-        module : nn.Module
-            The linear map it is for; decides d, device and dtype.
-        A : Tensor, (r, k)
-            Input factor.
-        scale : float, default 1.0
-            As in `LowRank`.
-
-        Returns
-        -------
-        LowRank
-            Not attached.
-        """
+        """Make a booster for a linear map from A (r, k); it changes nothing yet, as its B is 0."""
         d, _ = weight_shape(module)
         device, dtype = stored_weight(module).device, factor_dtype(module)
         B = torch.zeros(d, A.shape[0], device=device, dtype=dtype)
@@ -193,20 +171,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def factors(self, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The update's factors, without gradients.
-
-        Parameters
-        ----------
-        shrinkage : float, default 1.0
-            Multiplies the update.
-
-        Returns
-        -------
-        B : Tensor, (d, r)
-            A copy, with scale, gate and shrinkage folded in.
-        A : Tensor, (r, k)
-            A copy. The update is B @ A.
-        """
+        """Copies of B (d, r) and A (r, k) whose product is the update; `shrinkage` multiplies it."""
         B = self.B.detach() * (self.scale * shrinkage)
         gates = self.gates()
         if gates is not None:
@@ -216,7 +181,7 @@ class LowRank(nn.Module):
 
 @torch.no_grad()
 def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None) -> Tensor:
-    """2-norms of the rows of W + sBA, without forming the sum.
+    """2-norms of the rows of W + sBA, (d,), without forming the sum.
 
     Parameters
     ----------
@@ -226,11 +191,6 @@ def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None)
         Holds s, B and A.
     frozen : Tensor, (d,), optional
         The norms of W's rows, where known.
-
-    Returns
-    -------
-    Tensor, (d,)
-        In the factors' dtype.
 
     Raises
     ------
@@ -251,25 +211,7 @@ def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None)
 
 @contextmanager
 def attached(model: nn.Module, boosters: dict[str, LowRank]) -> Iterator[dict[str, LowRank]]:
-    """Attach boosters for the length of a `with` block; they are gone after it, whatever happened.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Holds the modules.
-    boosters : dict of str to LowRank
-        By module name.
-
-    Yields
-    ------
-    dict of str to LowRank
-        The boosters.
-
-    Raises
-    ------
-    AttributeError
-        Where the model has no such module.
-    """
+    """Attach boosters by module name for a `with` block; they are gone after it, whatever happened."""
     try:
         for name, booster in boosters.items():
             booster.attach(model.get_submodule(name))
@@ -293,10 +235,6 @@ def watched(
         Linear maps by name.
     on_input_and_gradient : callable
         Gets the name, the module's inputs X (N·S, k), and the loss's gradient at its outputs, D (N·S, d).
-
-    Yields
-    ------
-    None
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:

@@ -1,7 +1,7 @@
 """The accumulated update: every merged booster by round and module, in float32, and what can be done with it.
 
-The ensemble is the truth; live weights follow from it and the base (`weights.py`). Axis letters: `d` out,
-`k` in, `R` factors in all.
+The ensemble is the truth; live weights follow from it and the base (`live_weights.py`). Axis letters: `d`
+out, `k` in, `R` factors in all.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ FORMAT = 1
 class Ensemble:
     """Boosters of all rounds.
 
-    shapes: module name -> (d, k).
-    additive: True where rounds add up (boosting); False where each round's factors replace the one before
-        (LoRA and its kin, whose factors are trained on and on).
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Module to (d, k).
+    additive : bool
+        True where rounds add up (boosting); False where each round's factors replace the one before (LoRA and
+        its kin, whose factors are trained on and on).
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], additive: bool = True) -> None:
@@ -61,10 +65,9 @@ class Ensemble:
     def drop(self, index: int) -> None:
         """Take one round's boosters out of the sum; the other rounds keep their numbers."""
         if not self.additive:
-            raise ValueError(
-                "A LoRA's rounds replace one another; only the rounds of boosting can be dropped."
-            )
-        self._round(index)
+            raise ValueError("A LoRA's rounds replace one another; only boosting's rounds can be dropped.")
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
         self._rounds[index] = {}
         self.version += 1
 
@@ -171,15 +174,9 @@ class Ensemble:
 
     def _shape(self, module: str) -> tuple[int, int]:
         if module not in self.shapes:
-            raise KeyError(
-                f"No module {module!r} in this ensemble; it has {', '.join(list(self.shapes)[:6])}, …"
-            )
+            some = ", ".join(list(self.shapes)[:6])
+            raise KeyError(f"No module {module!r} in this ensemble; it has {some}, …")
         return self.shapes[module]
-
-    def _round(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
-        return self._rounds[index]
 
     def _upto(self, upto: int | None) -> int:
         if upto is not None and not 0 <= upto <= len(self):

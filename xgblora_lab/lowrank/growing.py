@@ -1,4 +1,4 @@
-"""The spectrum of an update that grows by one booster after another."""
+"""The spectrum of an update that grows by one booster after another, without starting again."""
 
 from __future__ import annotations
 
@@ -26,26 +26,12 @@ class GrowingSpectrum:
     """
 
     def __init__(self, d: int, k: int) -> None:
-        self._left = _Basis(d)
-        self._right = _Basis(k)
+        self._left, self._right = _Basis(d), _Basis(k)
         self._core = torch.zeros(0, 0, dtype=torch.float64)  # grown by doubling; (≥ m, ≥ n)
         self._waiting: list[Factors] = []
 
     def append(self, B: Tensor, A: Tensor) -> None:
-        """Add one more booster to the update.
-
-        Parameters
-        ----------
-        B : Tensor, (d, r)
-            Output factor.
-        A : Tensor, (r, k)
-            Input factor.
-
-        Raises
-        ------
-        ValueError
-            Where the shapes do not fit.
-        """
+        """Add one more booster B (d, r), A (r, k) to the update; ValueError where the shapes do not fit."""
         B, A = double(B, A)
         if B.shape[0] != self._left.size or A.shape[1] != self._right.size:
             raise ValueError(
@@ -69,10 +55,8 @@ class _Basis:
     """Orthonormal columns that grow one vector at a time."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self.count = 0
-        # one vector a row: contiguous, so that it grows
-        self._rows = torch.zeros(0, size, dtype=torch.float64)
+        self.size, self.count = size, 0
+        self._rows = torch.zeros(0, size, dtype=torch.float64)  # a vector a row: contiguous, so that it grows
 
     def coordinates(self, vector: Tensor) -> Tensor:
         """Coordinates of `vector` (size,) in the basis, which takes in what it did not span yet."""
@@ -96,10 +80,6 @@ class _Basis:
 
 def _grown(X: Tensor, rows: int, columns: int) -> Tensor:
     """X with room for `rows` × `columns`; a side that grows at least doubles, so that growing is rare."""
-    if rows <= X.shape[0] and columns <= X.shape[1]:
-        return X
-    n = max(rows, 2 * X.shape[0]) if rows > X.shape[0] else X.shape[0]
-    m = max(columns, 2 * X.shape[1]) if columns > X.shape[1] else X.shape[1]
-    bigger = X.new_zeros(n, m)
-    bigger[: X.shape[0], : X.shape[1]] = X
-    return bigger
+    have = X.shape
+    n, m = (old if new <= old else max(new, 2 * old) for new, old in zip((rows, columns), have, strict=True))
+    return X if (n, m) == have else torch.nn.functional.pad(X, (0, m - have[1], 0, n - have[0]))

@@ -5,6 +5,7 @@ of the small core R_B R_Aᵀ, at most r a side. All of it runs in float64, whate
 is small, and float64 is what makes the small singular values of a graded update trustworthy.
 
 Axis letters: `d` out, `k` in, `r` factors (the sum of the ranks of all boosters), B (d, r), A (r, k).
+Factors whose shapes do not fit, and updates to compare of different shapes, are a ValueError.
 An update without factors (r = 0) or of zeros is a zero update: its spectrum is empty or zero, its ranks 0.
 Factors with nan or inf (a run that diverged) have a spectrum of nan; asking for their subspaces is an error.
 """
@@ -23,52 +24,15 @@ from xgblora_lab.lowrank.growing import GrowingSpectrum as GrowingSpectrum
 
 
 def singular_values(B: Tensor, A: Tensor) -> Tensor:
-    """Singular values of B @ A.
-
-    Parameters
-    ----------
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor.
-
-    Returns
-    -------
-    Tensor, (min(r, d, k),)
-        Descending, float64; nan where a factor holds nan or inf.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes do not fit.
-    """
+    """Singular values of B @ A: (min(r, d, k),), descending, float64; nan where a factor holds nan or inf."""
     B, A = double(B, A)
     return svdvals(triangle(B) @ triangle(A.T).T)
 
 
 def svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of B @ A. Directions that belong to a singular value of zero are arbitrary.
+    """Thin SVD of B @ A: U (d, n), s (n,), descending, and Vh (n, k), with n = min(r, d, k), in float64.
 
-    Parameters
-    ----------
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor.
-
-    Returns
-    -------
-    U : Tensor, (d, n)
-        Left singular directions, n = min(r, d, k), float64.
-    s : Tensor, (n,)
-        Singular values, descending.
-    Vh : Tensor, (n, k)
-        Right singular directions.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes do not fit, or a factor holds nan or inf.
+    Directions that belong to a singular value of zero are arbitrary. ValueError for factors with nan or inf.
     """
     B, A = double(B, A)
     require_finite(B, A)
@@ -81,29 +45,10 @@ def svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def staged_singular_values(B: Tensor, A: Tensor, stops: Sequence[int]) -> Tensor:
-    """Spectra of B[:, :n] @ A[:n] for every n in `stops`.
+    """Spectra of B[:, :n] @ A[:n] for every n in `stops`, a row each: (len(stops), r), padded with zeros.
 
-    One QR serves all stages: the leading columns of R are the R of the leading columns.
-
-    Parameters
-    ----------
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor.
-    stops : sequence of int
-        How many factors each stage has, from 0 to r.
-
-    Returns
-    -------
-    Tensor, (len(stops), r)
-        A spectrum a row, descending, float64, padded with zeros; row i holds at most min(stops[i], d, k)
-        values that are not zero.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes do not fit, or a stop is below 0 or above r.
+    One QR serves all stages: the leading columns of R are the R of the leading columns. ValueError for a stop
+    below 0 or above r.
     """
     B, A = double(B, A)
     r = B.shape[1]
@@ -120,11 +65,11 @@ def staged_singular_values(B: Tensor, A: Tensor, stops: Sequence[int]) -> Tensor
     return rows
 
 
-# Measures of a spectrum. Each takes one spectrum, s (r,), in any order and with any number of zeros in it.
+# Measures of one spectrum, s (r,), in any order and with any number of zeros in it.
 
 
 def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] | None = None) -> int:
-    """How many singular values exceed tol · σ₁.
+    """How many singular values exceed tol · σ₁; 0 for a zero update.
 
     Parameters
     ----------
@@ -135,11 +80,6 @@ def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] |
         factors and weights are kept, although the spectrum itself is computed in float64.
     shape : tuple of int, optional
         (d, k) of the update; default: the number of singular values stands in for max(d, k).
-
-    Returns
-    -------
-    int
-        0 for a zero update.
     """
     if s.numel() == 0:
         return 0
@@ -150,34 +90,13 @@ def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] |
 
 
 def stable_rank(s: Tensor) -> float:
-    """Σσ² / σ₁²: how many equally strong directions would hold this energy.
-
-    Parameters
-    ----------
-    s : Tensor, (r,)
-        Singular values.
-
-    Returns
-    -------
-    float
-        From 1 to r; 0 for a zero update.
-    """
+    """Σσ² / σ₁²: how many equally strong directions would hold this energy; 0 for a zero update."""
     s = s.double()
     return float((s / s.max()).square().sum()) if s.numel() and float(s.max()) > 0 else 0.0
 
 
 def effective_rank(s: Tensor) -> float:
-    """Exponential of the entropy of σ / Σσ.
-
-    Parameters
-    ----------
-    s : Tensor, (r,)
-        Singular values.
-
-    Returns
-    -------
-    float
-        From 1 to r; 0 for a zero update.
+    """Exponential of the entropy of σ / Σσ; from 1 to r, 0 for a zero update.
 
     References
     ----------
@@ -189,18 +108,7 @@ def effective_rank(s: Tensor) -> float:
 
 
 def captured_energy(s: Tensor) -> Tensor:
-    """Share of Σσ² in the first 1, 2, …, r singular values.
-
-    Parameters
-    ----------
-    s : Tensor, (r,)
-        Singular values.
-
-    Returns
-    -------
-    Tensor, (r,)
-        Rising to 1, float64; all 0 for a zero update.
-    """
+    """Share of Σσ² in the first 1, 2, …, r singular values: (r,), float64; all 0 for a zero update."""
     energy = s.double().square()
     total = energy.sum()
     return energy.cumsum(0) / total if float(total) > 0 else torch.zeros_like(energy)
@@ -210,21 +118,15 @@ def captured_energy(s: Tensor) -> Tensor:
 
 
 def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
-    """Angles between the column spaces of two matrices.
+    """Angles between the column spaces of two matrices, in radians, ascending, float64.
 
-    Angles below π/4 come from their sine, since a cosine cannot tell those below 1e-8 from zero.
+    There are as many as the smaller space has dimensions. Angles below π/4 come from their sine, since a
+    cosine cannot tell those below 1e-8 from zero.
 
     Parameters
     ----------
-    X : Tensor, (d, m)
+    X, Y : Tensor, (d, m) and (d, n)
         Columns need not be orthonormal; dependent ones count once.
-    Y : Tensor, (d, n)
-        Likewise.
-
-    Returns
-    -------
-    Tensor, (dimensions of the smaller space,)
-        In radians, ascending, float64.
 
     Raises
     ------
@@ -250,9 +152,11 @@ def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float:
-    """Mean squared cosine between the leading `rank` singular directions of two updates.
+    """Mean squared cosine between the leading `rank` singular directions of two updates, left and right.
 
-    The mean runs over the left (d) and the right (k) directions.
+    It is 1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d
+    and rank / k. Directions that the update lacks (its rank is lower) count as 0, so a zero update scores 0;
+    one that diverged scores nan.
 
     Parameters
     ----------
@@ -260,13 +164,6 @@ def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float
         Factors B (d, r) and A (r, k) each.
     rank : int, optional
         How many directions; default: the truth's rank.
-
-    Returns
-    -------
-    float
-        1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d and
-        rank / k. Directions that the update lacks (its rank is lower) count as 0, so a zero update scores 0;
-        one that diverged scores nan.
 
     Raises
     ------
@@ -290,22 +187,9 @@ def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float
 
 
 def distance(update: Factors, truth: Factors) -> float:
-    """‖ΔW − ΔW*‖ / ‖ΔW*‖ in the Frobenius norm.
+    """‖ΔW − ΔW*‖ / ‖ΔW*‖ in the Frobenius norm; 1 for a zero update.
 
-    Parameters
-    ----------
-    update, truth : tuple of Tensor
-        Factors B (d, r) and A (r, k) each.
-
-    Returns
-    -------
-    float
-        1 for a zero update. Where the truth is a zero update: 0 if the update is one too, else infinity.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes differ.
+    Where the truth is a zero update: 0 if the update is one too, else infinity.
     """
     B, A = double(*update)
     B_2, A_2 = double(*truth)
