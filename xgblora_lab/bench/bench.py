@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from xgblora_lab.tasks.task import Task
 
+Scores = dict[str, float]
+
 
 class _Owner:
     """Ties the open bench to its model, so that the next bench can close it even if nobody else holds it."""
@@ -74,7 +76,6 @@ class Bench(AbstractContextManager["Bench"]):
     hooks : sequence of Hook
         Observers for the bench's whole life.
     accelerator : accelerate.Accelerator, optional
-        Device, mixed precision and processes.
 
     Raises
     ------
@@ -156,7 +157,8 @@ class Bench(AbstractContextManager["Bench"]):
         """Forward-backward passes on the next steps' batches without a step; RuntimeError outside a round."""
         if not self._running:
             raise RuntimeError(
-                "Gradients can be probed inside a round only, in a method's begin_round or a hook's on_round_start."
+                "Gradients can be probed inside a round only: call this from a method's begin_round or a "
+                "hook's on_round_start."
             )
         trained = [p for p in self.model.parameters() if p.requires_grad]
         trained += [p for p in self.method.trainable().values() if p.requires_grad]
@@ -165,10 +167,7 @@ class Bench(AbstractContextManager["Bench"]):
     # Running
 
     def rounds(self, n: int | None = None) -> Iterator[Round]:
-        """Train and yield up to n more rounds (default: to the end of the plan), one at a time.
-
-        Stop taking from it at any time; going on later is the same as never having stopped.
-        """
+        """Train and yield up to n more rounds (default: all that are planned); going on later is the same."""
         self.check_open()
         hooks, done = list(self.hooks), 0
         with ExitStack() as ends:
@@ -231,7 +230,7 @@ class Bench(AbstractContextManager["Bench"]):
 
     # Looking
 
-    def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
+    def evaluate(self, split: str = "dev", limit: int | None = None) -> Scores:
         """The task's scores of the model as it is now."""
         self.check_open()
         with self.accelerator.autocast():
@@ -268,7 +267,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.check_open()
         return self._past.at(rounds)
 
-    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[dict[str, float]]:
+    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[Scores]:
         """Scores after every round from 0, the base; between two of them the model is as it is now."""
         return self._past.staged(lambda: self.evaluate(split, limit))
 
@@ -276,9 +275,7 @@ class Bench(AbstractContextManager["Bench"]):
         """Predictions after every round from 0; each array is a copy of its own."""
         return self._past.staged(lambda: self.predict(split, limit).copy())
 
-    def left_out(
-        self, split: str = "dev", limit: int | None = None
-    ) -> Iterator[tuple[int, dict[str, float]]]:
+    def left_out(self, split: str = "dev", limit: int | None = None) -> Iterator[tuple[int, Scores]]:
         """(round, scores without that round's boosters) for every round; the others stay as they are."""
         self.check_open()
         return self._past.left_out(lambda: self.evaluate(split, limit))

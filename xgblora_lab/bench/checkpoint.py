@@ -91,15 +91,11 @@ def resume(
     ----------
     folder : str or Path
         The method and every option come from there; a `Checkpoint` on it is among the new bench's hooks.
+        FileNotFoundError where it holds no run, ValueError where that run adapted other modules.
     model : nn.Module
         The base that the run began with, freshly loaded.
     task, hooks, accelerator
         As in `Bench`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        Where the folder holds no run; where the run adapted other modules than this model has.
     """
     path = Path(folder) / HISTORY
     if not path.is_file():

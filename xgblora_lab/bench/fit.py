@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from xgblora_lab.bench.hooks import Hook, Run
 from xgblora_lab.bench.measure import Measure
@@ -51,7 +52,12 @@ class Fit:
             "total_parameters": total_before + method.new_parameters(index),
             "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
         }
-        self._merge(index)
+        boosters = method.end_round(run, index)
+        self.trainer.picked = {}
+        run.ensemble.append(boosters)
+        if method.additive:
+            run.weights.merge(boosters)
+        measure.weights_changed()
         return Round(
             index=index,
             method=method.name,
@@ -70,11 +76,7 @@ class Fit:
         )
 
     def _steps(
-        self,
-        index: int,
-        optimizer: torch.optim.Optimizer,
-        trained: Sequence[nn.Parameter],
-        hooks: Sequence[Hook],
+        self, index: int, optimizer: Optimizer, trained: Sequence[nn.Parameter], hooks: Sequence[Hook]
     ) -> dict[str, Any]:
         """The optimizer steps of a round: the fields of its record that they give."""
         run, tokens = self.run, 0
@@ -104,11 +106,7 @@ class Fit:
         }
 
     def one_step(
-        self,
-        i: int,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        trained: Sequence[nn.Parameter],
+        self, i: int, batches: Sequence[Batch], optimizer: Optimizer, trained: Sequence[nn.Parameter]
     ) -> tuple[Tensor, Tensor, float]:
         """Step i of a round: its loss before the update and its gradients' norm, as scalars, and its rate."""
         run, method = self.run, self.run.method
@@ -125,11 +123,3 @@ class Fit:
             parameter.grad = None
         self.step += 1
         return loss, norm, lr
-
-    def _merge(self, index: int) -> None:
-        boosters = self.run.method.end_round(self.run, index)
-        self.trainer.picked = {}
-        self.run.ensemble.append(boosters)
-        if self.run.method.additive:
-            self.run.weights.merge(boosters)
-        self.measure.weights_changed()

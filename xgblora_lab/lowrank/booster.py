@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, stored_weight, weight_shape
+from xgblora_lab.lowrank.linear import factor_dtype, stored_weight, weight_shape
 
 INITS = ("kaiming", "gaussian", "orthogonal")
 
@@ -29,17 +29,12 @@ def init_A(
     kind : str
         `"kaiming"`, uniform on ±1/√k as PEFT's LoRA; `"gaussian"`, N(0, 1/3k); `"orthogonal"`, random
         orthonormal rows over √3. The three have the same expected norm, √(r/3), so that they differ in shape
-        and not in step size.
+        and not in step size. ValueError for another kind, and for orthogonal rows where r > k.
     r, k : int
         Rank, and inputs of the linear map.
     generator : torch.Generator
         Of the draw; on the CPU, where the factor (r, k) is too.
     dtype : torch.dtype
-
-    Raises
-    ------
-    ValueError
-        For another kind, and for an orthogonal start of more rows than inputs.
     """
     if kind == "kaiming":
         A = (torch.rand(r, k, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(k)
@@ -98,11 +93,6 @@ class LowRank(nn.Module):
         alpha / rank, as in LoRA.
     gate : Tensor, (r,), optional
         Multiplies the rank-1 parts one by one: B diag(gate) A. Trainable.
-
-    Raises
-    ------
-    ValueError
-        Where the factors do not have one r.
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float = 1.0, gate: Tensor | None = None) -> None:
@@ -179,36 +169,6 @@ class LowRank(nn.Module):
         return B, self.A.detach().clone()
 
 
-@torch.no_grad()
-def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None) -> Tensor:
-    """2-norms of the rows of W + sBA, (d,), without forming the sum.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Holds W (d, k).
-    booster : LowRank
-        Holds s, B and A.
-    frozen : Tensor, (d,), optional
-        The norms of W's rows, where known.
-
-    Raises
-    ------
-    ValueError
-        Where the weight is stored packed.
-    """
-    if not can_merge(module):
-        raise ValueError(
-            f"{type(module).__name__} stores its weight packed, so the norms of its rows are not known; "
-            "use a model in float32, bfloat16 or float16 with this method."
-        )
-    W = dense_weight(module).detach().to(booster.A.dtype)
-    square = W.square().sum(1) if frozen is None else frozen.square()
-    A, B = booster.A.detach(), booster.B.detach() * booster.scale
-    cross = ((W @ A.T) * B).sum(1)
-    return (square + 2 * cross + ((B @ (A @ A.T)) * B).sum(1)).clamp_min(0).sqrt()
-
-
 @contextmanager
 def attached(model: nn.Module, boosters: dict[str, LowRank]) -> Iterator[dict[str, LowRank]]:
     """Attach boosters by module name for a `with` block; they are gone after it, whatever happened."""
@@ -227,14 +187,8 @@ def watched(
 ) -> Iterator[None]:
     """Call back with (name, X, D) in every backward pass inside the block, then remove the hooks.
 
-    The gradient of the weight would be Dᵀ X, but no dense matrix is formed here.
-
-    Parameters
-    ----------
-    modules : dict of str to nn.Module
-        Linear maps by name.
-    on_input_and_gradient : callable
-        Gets the name, the module's inputs X (N·S, k), and the loss's gradient at its outputs, D (N·S, d).
+    X (N·S, k) are the module's inputs, D (N·S, d) is the loss's gradient at its outputs. The gradient of the
+    weight would be Dᵀ X, but no dense matrix is formed here.
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:

@@ -18,7 +18,7 @@ from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.linear import find_modules, weight_shape
 from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
 
-FORMAT = 1
+FORMAT, ROUND = 1, "rounds/{:05d}.safetensors"
 
 
 class Ensemble:
@@ -147,7 +147,7 @@ class Ensemble:
         tensors: dict[str, Tensor] = {}
         for name, (B, A) in self._rounds[index].items():
             tensors |= {f"{name}.B": B, f"{name}.A": A}
-        save_tensors(Path(folder) / _round_file(index), tensors)
+        save_tensors(Path(folder) / ROUND.format(index), tensors)
 
     def save_index(self, folder: str | Path) -> None:
         """Write what is common to all rounds and their number."""
@@ -167,7 +167,7 @@ class Ensemble:
             raise ValueError(f"{folder} has format {meta.get('format')}; this version reads format {FORMAT}.")
         ensemble = cls({n: (s[0], s[1]) for n, s in meta["shapes"].items()}, meta["additive"])
         for index in range(meta["rounds"]):
-            tensors = load_tensors(folder / _round_file(index))
+            tensors = load_tensors(folder / ROUND.format(index))
             names = {key[:-2] for key in tensors}
             ensemble.append({n: (tensors[f"{n}.B"], tensors[f"{n}.A"]) for n in sorted(names)})
         return ensemble
@@ -182,7 +182,3 @@ class Ensemble:
         if upto is not None and not 0 <= upto <= len(self):
             raise IndexError(f"upto={upto} is out of range: {len(self)} rounds are there, 0 means the base.")
         return len(self) if upto is None else upto
-
-
-def _round_file(index: int) -> str:
-    return f"rounds/{index:05d}.safetensors"

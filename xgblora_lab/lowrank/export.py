@@ -23,13 +23,13 @@ def export_peft(
 ) -> dict[str, Any]:
     """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
 
-    A trained classifier head goes along (PEFT's `modules_to_save`).
+    A trained classifier head goes along (PEFT's `modules_to_save`). ValueError for a rank below 1 and an
+    empty ensemble, FileExistsError where the folder holds something else.
 
     Parameters
     ----------
     ensemble : Ensemble
     folder : str or Path
-        A folder that holds something else is refused.
     model : nn.Module
         The model that the ensemble was trained on; gives names, the head and the kind of task.
     rank : int, optional
@@ -44,11 +44,6 @@ def export_peft(
     -------
     dict
         `{"rank": largest rank written, "relative_error": {module: ‖ΔW − written‖/‖ΔW‖}}`.
-
-    Raises
-    ------
-    ValueError, FileExistsError
-        For a rank below 1 and an empty ensemble; where the folder holds something else.
     """
     if rank is not None and rank < 1:
         raise ValueError(
@@ -77,21 +72,10 @@ def export_peft(
 
 
 def export_merged(model: Any, folder: str | Path, tokenizer: Any = None) -> None:
-    """Write a model whose update is in its weights as a `transformers` checkpoint (safetensors).
+    """Write a model whose update is in its weights (see `Bench.merged`) as a `transformers` checkpoint.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        With everything merged, as `Bench.merged` gives it.
-    folder : str or Path
-        A folder that holds something else is refused.
-    tokenizer : optional
-        Saved beside the model.
-
-    Raises
-    ------
-    ValueError, FileExistsError
-        Where the model is not one of transformers; where the folder holds something else.
+    ValueError where the model is not one of transformers, FileExistsError where the folder holds something
+    else. A tokenizer is saved beside the model.
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{type(model).__name__} is no transformers model; save its state_dict instead.")

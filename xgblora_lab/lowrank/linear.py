@@ -74,6 +74,8 @@ def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
 def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Module]:
     """Find the linear maps to adapt, by name, in the model's order.
 
+    ValueError where a target matches none, or a weight is tied to another module's.
+
     Parameters
     ----------
     model : nn.Module
@@ -82,12 +84,6 @@ def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") 
         `"all-linear"`, every linear map of the backbone (not the output layer or a task head); `"attention"`,
         those inside a component whose name contains "attn" or "attention"; or names: a full name, its last
         components (`"q_proj"`, `"mlp.down_proj"`), or a pattern (`"*.layers.0.*"`).
-
-    Raises
-    ------
-    ValueError
-        Where a name matches no linear map, or a weight is tied to another module's (a booster on one would
-        change the other).
     """
     linear = {name: m for name, m in model.named_modules() if name and is_linear(m)}
     if isinstance(targets, str):

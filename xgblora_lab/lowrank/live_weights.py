@@ -24,11 +24,6 @@ class LiveWeights:
 
     The base is copied to the CPU when a module is first merged into, so a method that never merges pays
     nothing. A weight that cannot be added to (packed, quantised) keeps its boosters in a frozen hook instead.
-
-    Parameters
-    ----------
-    modules : mapping of str to nn.Module
-        Linear maps by name.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:

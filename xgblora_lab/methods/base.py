@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, init_A
@@ -97,11 +98,8 @@ class Method:
     head_lr: float = option(1e-3, above=0)
 
     name: ClassVar[str] = "method"
-    # Whether the bench merges every round's boosters, so that their updates add up (see `Ensemble`) and a
-    # module's update gains a factor each time that the module is chosen.
-    additive: ClassVar[bool] = False
-    # Floating-point operations per token and weight: 2 forward, 2 backward through the activations. An upper
-    # bound where the lowest module trained is not the first.
+    additive: ClassVar[bool] = False  # whether the bench merges every round's boosters, so that they add up
+    # Floating-point operations per token and weight, at most: 2 forward, 2 backward through the activations.
     flops_per_weight: ClassVar[int] = 4
     rewindable: ClassVar[bool] = True  # whether the state at every round's end is small enough to keep
     low_rank: ClassVar[bool] = True  # whether the accumulated update is a product of factors
@@ -137,15 +135,14 @@ class Method:
         """
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         left = 1 - min(step, total - 1) / total  # from 1 down to 1/K
-        if self.schedule == "linear":
-            factor *= left
-        elif self.schedule == "cosine":
-            factor *= (1 - math.cos(math.pi * left)) / 2
-        elif self.schedule == "sqrt":
-            factor *= math.sqrt(left)
-        elif self.schedule == "trapezoid":
-            factor *= min(1.0, left / DECAY)
-        return factor
+        shapes = {
+            "constant": 1.0,
+            "linear": left,
+            "cosine": (1 - math.cos(math.pi * left)) / 2,
+            "sqrt": math.sqrt(left),
+            "trapezoid": min(1.0, left / DECAY),
+        }
+        return factor * shapes[self.schedule]
 
     @classmethod
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
@@ -180,11 +177,11 @@ class Method:
         """The parameters that this round trains, by name (without the head)."""
         raise NotImplementedError
 
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer of a round: a new one, unless the method keeps one."""
         return self.new_optimizer(parameters)
 
-    def new_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def new_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """AdamW; a group's `"lr_ratio"` multiplies the learning rate that the loop sets at every step."""
         return adamw(parameters, self.lr, self.betas, self.weight_decay)
 
@@ -230,9 +227,9 @@ class Continued(Method):
     """A method that trains the same parameters from the first step to the last, with one optimizer."""
 
     def start(self, loop: Loop) -> None:
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Optimizer | None = None
 
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         if self.optimizer is None:
             self.optimizer = self.new_optimizer(parameters)
         return self.optimizer
@@ -283,15 +280,11 @@ def fresh_boosters(
 
 def booster_parameters(boosters: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
     """All trainable factors by name, `module.A` and `module.B`."""
-    return {
-        f"{name}.{factor}": p
-        for name, booster in boosters.items()
-        for factor, p in booster.named_parameters()
-    }
+    return {f"{name}.{part}": p for name, b in boosters.items() for part, p in b.named_parameters()}
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str = ""
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str = ""
 ) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, copied to the CPU: `prefix + parameter name + "/" + key`."""
     return {
@@ -302,7 +295,7 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
     prefix: str = "",
