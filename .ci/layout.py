@@ -35,8 +35,8 @@ TOP = {
 ROOMS = {
     "lowrank": "spectra linear booster live_weights ensemble export",
     "tasks": "task rows encoding text pydocs planted matrix models",
-    "methods": "base xgblora lora full family/",
-    "bench": "records hooks step rewind bench",
+    "methods": "options base weak_learner xgblora lora full family/",
+    "bench": "records hooks step measure fit rewind settings bench checkpoint",
     "racing": "tuning race summary",
     "figures": "",
     "report": "contents page slides",

@@ -10,10 +10,10 @@ from toy import ToyTask, equal, snapshot
 
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Hook
-from xgblora_lab.lowrank.booster import row_norms
 from xgblora_lab.lowrank.linear import weight_shape
 from xgblora_lab.methods import LoRA, LoRAGGPO, LoRAMGPO
 from xgblora_lab.methods.family.lora_ggpo import LARGEST, Shaken, gaussian_rows, noise_level
+from xgblora_lab.methods.family.row_norms import row_norms
 
 COMMON = {"rank": 3, "alpha": 6, "lr": 0.01, "steps_per_round": 3}
 

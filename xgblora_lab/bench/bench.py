@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from xgblora_lab.bench.fit import Fit
 from xgblora_lab.bench.hooks import Hook
@@ -34,26 +35,22 @@ from xgblora_lab.methods.base import Method
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from xgblora_lab.tasks.task import Batch, Task
+    from xgblora_lab.tasks.task import Task
+
+Scores = dict[str, float]
 
 
 class _Owner:
-    """Ties the open bench to its model, so that the next bench can close it even if nobody else holds it.
-
-    A copy of the model has no bench.
-    """
+    """Ties the open bench to its model, so that the next bench can close it even if nobody else holds it."""
 
     def __init__(self, bench: Bench | None = None) -> None:
         self.bench = bench
 
-    def __deepcopy__(self, memo: object) -> _Owner:
-        return _Owner()
-
     def __reduce__(self) -> tuple[type[_Owner], tuple[()]]:
-        return _Owner, ()
+        return _Owner, ()  # a copy of the model has no bench
 
 
-class Bench:
+class Bench(AbstractContextManager["Bench"]):
     """A model, a task and a method, stepped round by round.
 
     Parameters
@@ -62,15 +59,13 @@ class Bench:
         Anything with linear maps. It is frozen, and put back to its base by `close()`. A model belongs to one
         bench at a time: a new bench on it closes the old one first.
     task : Task
-        What is trained on: from `load_task`, `planted`, or any object with the members of `tasks.task.Task`.
+        From `load_task`, `planted`, or any object with the members of `tasks.task.Task`.
     method : Method
         A copy of it is used.
     steps : int
         K, the planned optimizer steps. Schedules decay over them and `run()` ends there.
-    batch_size : int
-        Examples per optimizer step and process.
-    accumulation : int
-        Micro-batches that a batch is split into.
+    batch_size, accumulation : int
+        Examples per optimizer step and process; micro-batches that they are split into.
     targets : str or sequence of str
         The linear maps to adapt, see `lowrank.linear.find_modules`.
     seed, data_seed : int
@@ -81,7 +76,6 @@ class Bench:
     hooks : sequence of Hook
         Observers for the bench's whole life.
     accelerator : accelerate.Accelerator, optional
-        Device, mixed precision and processes.
 
     Raises
     ------
@@ -126,22 +120,17 @@ class Bench:
         self.weights = LiveWeights(self.modules)
         shapes = {name: weight_shape(m) for name, m in self.modules.items()}
         self.ensemble = Ensemble(shapes, self.method.additive)
-        settings = settings_of(
-            model,
-            self.method,
-            self.trainer,
-            steps=steps,
-            targets=self.targets,
-            seed=seed,
-            probe_size=probe_size,
-            modules=len(self.modules),
-        )
-        self.history = History(self.method.name, settings)
+        self.history = History(self.method.name)
+        self.history.settings = settings_of(self, self.trainer, self.targets, probe_size)
         self._measure = Measure(self.trainer, seed, probe_size)
+        # Members of `Loop` and `Run` that are a part's.
+        self.head, self.batch_size = self._head.parameters, batch_size
+        self.planned_rows, self.summed = self.trainer.planned_rows, self.trainer.summed
+        self.row_losses, self.probe_forward = self._measure.row_losses, self._measure.forward
+        self.probe_loss = self._measure.probe_loss
         self._fit = Fit(self, self.trainer, self._head, self._measure)
-        self._running = False
+        self._open, self._running = True, False
         self._interrupted = False  # inside a round that cannot be taken back
-        self._open = True
         self.model.__dict__["_bench_owner"] = _Owner(self)
         try:
             self.method.start(self)
@@ -150,18 +139,9 @@ class Bench:
             self.model.__dict__.pop("_bench_owner", None)
             raise
         self._past = Past(self, self.method, self._head, self.history)
+        self.state = self._past.state
 
     # What a method and a hook may ask
-
-    @property
-    def head(self) -> dict[str, nn.Parameter]:
-        """The classifier's own parameters by name; empty where the task has no head."""
-        return self._head.parameters
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per optimizer step and process."""
-        return self.trainer.batch_size
 
     @property
     def trained_steps(self) -> int:
@@ -173,25 +153,8 @@ class Bench:
         """T: rounds until the planned steps are done, at most; the last may be shorter."""
         return math.ceil(self.steps / self.method.steps_per_round)
 
-    def planned_rows(self, step: int) -> list[int]:
-        """Rows of the training split that the data seed gives this process at a step."""
-        return self.trainer.planned_rows(step)
-
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over processes (itself where there is one)."""
-        return self.trainer.summed(tensor)
-
     def probe_gradients(self, passes: int = 1) -> None:
-        """Forward-backward passes on the batches of the next steps without a step, for a method or a hook.
-
-        What hooks on modules saw is what counts: gradients of parameters are cleared again. Counted in the
-        record's `extra_passes`.
-
-        Raises
-        ------
-        RuntimeError
-            Outside a round, where there is no next step.
-        """
+        """Forward-backward passes on the next steps' batches without a step; RuntimeError outside a round."""
         if not self._running:
             raise RuntimeError(
                 "Gradients can be probed inside a round only: call this from a method's begin_round or a "
@@ -201,33 +164,15 @@ class Bench:
         trained += [p for p in self.method.trainable().values() if p.requires_grad]
         self._measure.gradients(self._fit.step, len(self.history), trained, passes)
 
-    def row_losses(self, rows: Sequence[int]) -> list[float]:
-        """Loss of every training row alone; counted in `extra_forwards` as batches of the usual size."""
-        return self._measure.row_losses(rows)
-
-    def probe_forward(self, batches: Sequence[Batch]) -> float:
-        """Mean loss on a method's own batches, without gradient or dropout; counted in `extra_forwards`."""
-        return self._measure.forward(batches)
-
-    def probe_loss(self) -> float:
-        """Loss of the model as it is now on the fixed probe batch; nan where `probe_size` is 0."""
-        return self._measure.probe_loss()
-
     # Running
 
     def rounds(self, n: int | None = None) -> Iterator[Round]:
-        """Train and yield up to n more rounds (default: to the end of the plan), one at a time.
-
-        Stop taking from it at any time; going on later is the same as never having stopped. A hook that
-        returns something true from `on_round_end` ends it.
-        """
+        """Train and yield up to n more rounds (default: all that are planned); going on later is the same."""
         self.check_open()
-        hooks = list(self.hooks)
-        started: list[Hook] = []
-        done = 0
-        try:
+        hooks, done = list(self.hooks), 0
+        with ExitStack() as ends:
             for hook in hooks:
-                started.append(hook)
+                ends.callback(hook.on_run_end, self)
                 hook.on_run_start(self)
             while self._fit.step < self.steps if n is None else done < n:
                 record = self._round(hooks)
@@ -236,9 +181,6 @@ class Bench:
                 yield record
                 if any(stop):
                     break
-        finally:
-            for hook in started:
-                hook.on_run_end(self)
 
     def step(self) -> Round:
         """Train one round and return its record."""
@@ -247,8 +189,6 @@ class Bench:
 
     def run(self, n: int | None = None, progress: bool = True) -> History:
         """Train up to n more rounds (default: to the end of the plan) behind a progress bar."""
-        from tqdm import tqdm
-
         total = max(0, self.planned_rounds - len(self.history)) if n is None else n
         quiet = not progress or not self.accelerator.is_main_process
         with tqdm(total=total, desc=self.method.name, unit="round", disable=quiet) as bar:
@@ -271,19 +211,16 @@ class Bench:
         self.check_open()
         if self._running:
             raise RuntimeError("This bench is inside a round already; wait for it to end.")
-        index, first_step = len(self.history), self._fit.step
-        device = self.accelerator.device
+        index, device = len(self.history), self.accelerator.device
         self._running = True
         try:
             with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
                 record = self._fit.round(index, hooks)
         except BaseException:
             # Half a round is no round: go back to where it began, so that the bench stays usable.
-            self._fit.step = first_step
+            self._interrupted = not self.method.rewindable
             if self.method.rewindable:
                 self._go_back(index)
-            else:
-                self._interrupted = True
             raise
         finally:
             self._running = False
@@ -293,7 +230,7 @@ class Bench:
 
     # Looking
 
-    def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
+    def evaluate(self, split: str = "dev", limit: int | None = None) -> Scores:
         """The task's scores of the model as it is now."""
         self.check_open()
         with self.accelerator.autocast():
@@ -309,9 +246,7 @@ class Bench:
         """The accumulated update ΔW (d, k) of a module after `upto` rounds (default: now), on the CPU."""
         if self.method.low_rank:
             return self.ensemble.update(name, upto)
-        if upto in (None, len(self.history)):
-            return self.method.update(self, name)
-        with self.at(upto):
+        with nullcontext() if upto in (None, len(self.history)) else self.at(upto):
             return self.method.update(self, name)
 
     def factors(self, name: str, upto: int | None = None) -> tuple[Tensor, Tensor]:
@@ -327,27 +262,20 @@ class Bench:
             return self.ensemble.spectrum(name, upto)
         return torch.linalg.svdvals(self.update(name, upto))
 
-    @contextmanager
-    def at(self, rounds: int) -> Iterator[nn.Module]:
+    def at(self, rounds: int) -> AbstractContextManager[nn.Module]:
         """The model as after `rounds` rounds, for the length of a `with` block."""
         self.check_open()
-        with self._past.at(rounds) as model:
-            yield model
+        return self._past.at(rounds)
 
-    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[dict[str, float]]:
-        """Scores after every round, from round 0 (the base) to now, as a generator.
-
-        Between two values the model is as it was before the call.
-        """
+    def staged_evaluate(self, split: str = "dev", limit: int | None = None) -> Iterator[Scores]:
+        """Scores after every round from 0, the base; between two of them the model is as it is now."""
         return self._past.staged(lambda: self.evaluate(split, limit))
 
     def staged_predict(self, split: str = "dev", limit: int | None = None) -> Iterator[np.ndarray]:
-        """Predictions after every round, as `staged_evaluate`; each array is a copy of its own."""
+        """Predictions after every round from 0; each array is a copy of its own."""
         return self._past.staged(lambda: self.predict(split, limit).copy())
 
-    def left_out(
-        self, split: str = "dev", limit: int | None = None
-    ) -> Iterator[tuple[int, dict[str, float]]]:
+    def left_out(self, split: str = "dev", limit: int | None = None) -> Iterator[tuple[int, Scores]]:
         """(round, scores without that round's boosters) for every round; the others stay as they are."""
         self.check_open()
         return self._past.left_out(lambda: self.evaluate(split, limit))
@@ -357,7 +285,6 @@ class Bench:
     def rewind(self, rounds: int) -> None:
         """Go back to the model as after `rounds` rounds, bit for bit, and forget what came later."""
         self.check_open()
-        self._past.check(rounds, "be rewound")
         self._go_back(rounds)
 
     def drop(self, index: int) -> None:
@@ -372,20 +299,14 @@ class Bench:
         self._fit.step = self.history[-1].step if len(self.history) else 0
         self._measure.weights_changed()
 
-    def state(self) -> dict[str, Tensor]:
-        """What is needed, beside the ensemble, to go on from here; named tensors on the CPU."""
-        return self._past.state()
-
     def _go_back(self, rounds: int) -> None:
         self._past.rewind(rounds)
         self._fit.step = self.history[-1].step if rounds else 0
         self._measure.weights_changed()
 
-    @contextmanager
-    def merged(self) -> Iterator[nn.Module]:
+    def merged(self) -> AbstractContextManager[nn.Module]:
         """The model with everything merged into its weights and no hook on it, for a `with` block."""
-        with self._past.merged() as model:
-            yield model
+        return self._past.merged()
 
     def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
         """The accumulated update as a PEFT adapter on disk; see `lowrank.export.export_peft`."""
@@ -400,8 +321,6 @@ class Bench:
         with self.merged() as model:
             export.export_merged(model, folder, tokenizer)
 
-    # The end
-
     def close(self) -> None:
         """Put the model back to its base, bit for bit, and take every hook off it."""
         if not self._open:
@@ -411,9 +330,6 @@ class Bench:
         self.weights.restore()
         self._head.restore()
         self.model.__dict__.pop("_bench_owner", None)
-
-    def __enter__(self) -> Bench:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -31,15 +31,8 @@ class Checkpoint(Hook):
     settings in its first line and a round in each further one. A round is complete when its line is whole,
     and that line is written last. What a round costs does not grow with the number of rounds.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Where the run is kept; new or empty, unless the run comes from it.
-
-    Raises
-    ------
-    FileExistsError
-        At the start of a run, where the folder holds another one.
+    The folder is new or empty, unless the run comes from it; a run's start raises FileExistsError where it
+    holds another one.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -68,15 +61,14 @@ class Checkpoint(Hook):
         save_tensors(self._state(done), bench.state())
         if all_again:
             write_text(self.folder / HISTORY, bench.history.to_lines())
+            for path in self.folder.glob("state-*.safetensors"):
+                if int(path.stem.removeprefix("state-")) > done:
+                    path.unlink()
         else:
             with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
                 file.write(bench.history[-1].to_line())
                 file.flush()
                 os.fsync(file.fileno())
-        if all_again:
-            for path in self.folder.glob("state-*.safetensors"):
-                if int(path.stem.removeprefix("state-")) > done:
-                    path.unlink()
         if not bench.method.rewindable:
             self._state(done - 1).unlink(missing_ok=True)
         self._version, self._saved = bench.ensemble.version, done
@@ -99,20 +91,11 @@ def resume(
     ----------
     folder : str or Path
         The method and every option come from there; a `Checkpoint` on it is among the new bench's hooks.
+        FileNotFoundError where it holds no run, ValueError where that run adapted other modules.
     model : nn.Module
         The base that the run began with, freshly loaded.
-    task : Task
-        The run's task.
-    hooks : sequence of Hook
-        Further observers.
-    accelerator : accelerate.Accelerator, optional
-
-    Raises
-    ------
-    FileNotFoundError
-        Where the folder holds no run.
-    ValueError
-        Where the run adapted other modules than this model has.
+    task, hooks, accelerator
+        As in `Bench`.
     """
     path = Path(folder) / HISTORY
     if not path.is_file():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from xgblora_lab.bench.hooks import Hook, Run
 from xgblora_lab.bench.measure import Measure
@@ -20,25 +21,11 @@ if TYPE_CHECKING:
 
 
 class Fit:
-    """Runs the rounds of one bench.
-
-    Parameters
-    ----------
-    run : Run
-        The bench, as methods and hooks see it.
-    trainer : Trainer
-    head : Head
-    measure : Measure
-
-    Attributes
-    ----------
-    step : int
-        Optimizer steps done since the run's start.
-    """
+    """Runs the rounds of one bench, which methods and hooks see as a `Run`."""
 
     def __init__(self, run: Run, trainer: Trainer, head: Head, measure: Measure) -> None:
         self.run, self.trainer, self.head, self.measure = run, trainer, head, measure
-        self.step = 0
+        self.step = 0  # optimizer steps done since the run's start
         self._block = {name: i for i, names in enumerate(blocks(run.modules)) for name in names}
 
     def round(self, index: int, hooks: Sequence[Hook]) -> Round:
@@ -59,13 +46,20 @@ class Fit:
         optimizer = method.make_optimizer(parameters)
         fitted = self._steps(index, optimizer, trained, hooks)
         optimizers = [o for o in (optimizer, self.head.optimizer) if o is not None]
+        own = sum(p.numel() for p in self.head.parameters.values())
+        total_before = run.history[-1].total_parameters if index else own
         costs: dict[str, Any] = {
             "optimizer_bytes": state_bytes(optimizers),
             "peak_parameters": sum(p.numel() for p in trained),
-            "total_parameters": self._total_before() + method.new_parameters(index),
+            "total_parameters": total_before + method.new_parameters(index),
             "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
         }
-        self._merge(index)
+        boosters = method.end_round(run, index)
+        self.trainer.picked = {}
+        run.ensemble.append(boosters)
+        if method.additive:
+            run.weights.merge(boosters)
+        measure.weights_changed()
         return Round(
             index=index,
             method=method.name,
@@ -85,11 +79,7 @@ class Fit:
         )
 
     def _steps(
-        self,
-        index: int,
-        optimizer: torch.optim.Optimizer,
-        trained: Sequence[nn.Parameter],
-        hooks: Sequence[Hook],
+        self, index: int, optimizer: Optimizer, trained: Sequence[nn.Parameter], hooks: Sequence[Hook]
     ) -> dict[str, Any]:
         """The optimizer steps of a round: the fields of its record that they give."""
         run, tokens = self.run, 0
@@ -119,11 +109,7 @@ class Fit:
         }
 
     def one_step(
-        self,
-        i: int,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        trained: Sequence[nn.Parameter],
+        self, i: int, batches: Sequence[Batch], optimizer: Optimizer, trained: Sequence[nn.Parameter]
     ) -> tuple[Tensor, Tensor, float]:
         """Step i of a round: its loss before the update and its gradients' norm, as scalars, and its rate."""
         run, method = self.run, self.run.method
@@ -140,17 +126,3 @@ class Fit:
             parameter.grad = None
         self.step += 1
         return loss, norm, lr
-
-    def _merge(self, index: int) -> None:
-        boosters = self.run.method.end_round(self.run, index)
-        self.trainer.picked = {}
-        self.run.ensemble.append(boosters)
-        if self.run.method.additive:
-            self.run.weights.merge(boosters)
-        self.measure.weights_changed()
-
-    def _total_before(self) -> int:
-        history = self.run.history
-        if len(history):
-            return history[-1].total_parameters
-        return sum(p.numel() for p in self.head.parameters.values())

@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 
 
 class Measure:
-    """Passes of a model that are no training steps, and their count.
-
-    Parameters
-    ----------
-    trainer : Trainer
-        Batches, gradients and losses.
-    seed : int
-        Of dropout, the same masks as in the round's own steps.
-    probe_size : int
-        Examples of the probe batch; 0 measures no loss beside the steps.
-    """
+    """Passes of a model that are no training steps, and their count."""
 
     def __init__(self, trainer: Trainer, seed: int, probe_size: int) -> None:
         self.trainer, self.seed, self.probe_size = trainer, seed, probe_size

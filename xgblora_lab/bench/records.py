@@ -78,12 +78,9 @@ class RunSettings(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
-        """The settings that `to_dict` wrote. A field that is missing, as in an older file, keeps its default.
+        """The settings that `to_dict` wrote; a field that is missing, as in an older file, keeps its default.
 
-        Raises
-        ------
-        ValueError
-            Where there is a key that is no field.
+        ValueError where there is a key that is no field.
         """
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [str(key) for key in values if key not in known]
@@ -138,13 +135,7 @@ class Round(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
-        """The round that `to_dict` wrote.
-
-        Raises
-        ------
-        KeyError, TypeError
-            Where a field without a default is missing; where there is a key that is no field.
-        """
+        """The round that `to_dict` wrote; KeyError or TypeError where a field is missing or not known."""
         fixed: dict[str, Any] = {"modules": tuple(values["modules"])}
         for name in ("losses", "learning_rates", "gradient_norms"):
             fixed[name] = tuple(float(v) for v in values[name])
@@ -216,13 +207,7 @@ class History:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> History:
-        """The history that `to_dict` wrote.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            Where a part is missing; a round, or the settings, hold a key that is no field.
-        """
+        """The history that `to_dict` wrote; KeyError, TypeError or ValueError where it is none."""
         scores = {k: float(v) for k, v in values["scores"].items()}
         rounds = [Round.from_dict(r) for r in values["rounds"]]
         return cls(values["method"], RunSettings.from_dict(values["settings"]), rounds, scores)
@@ -242,12 +227,7 @@ class History:
 
         A last line that is not whole (its writer was killed) is no round and is left out.
 
-        Raises
-        ------
-        FileNotFoundError
-            Where there is no such file.
-        KeyError, TypeError, ValueError
-            Where the file is no history: see `from_dict`.
+        FileNotFoundError where there is no such file; where it is no history, see `from_dict`.
         """
         first, *lines = Path(path).read_text(encoding="utf-8").split("\n")
         rounds = [json.loads(line) for line in lines[:-1]]

@@ -59,17 +59,7 @@ class States:
 
 
 class Past:
-    """The rounds already trained, of one loop.
-
-    Parameters
-    ----------
-    loop : Loop
-        Whose ensemble and live weights are taken back.
-    method : Method
-    head : Head
-    history : History
-        Cut off where the run is taken back to.
-    """
+    """The rounds already trained: takes a loop, its method and its head back, and cuts off its history."""
 
     def __init__(self, loop: Loop, method: Method, head: Head, history: History) -> None:
         self.loop, self.method, self.head, self.history = loop, method, head, history
@@ -132,6 +122,7 @@ class Past:
 
     def rewind(self, rounds: int) -> None:
         """Make the model what it was after `rounds` rounds, bit for bit, and forget what came later."""
+        self.check(rounds, "be rewound")
         del self.history.rounds[rounds:]
         self.loop.ensemble.truncate(rounds)
         self.states.truncate(rounds)

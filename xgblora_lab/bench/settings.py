@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from xgblora_lab.bench.hooks import Run
 from xgblora_lab.bench.records import RunSettings, short_name
+from xgblora_lab.bench.step import Trainer
 from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.linear import is_linear, weight_shape
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from xgblora_lab.bench.step import Trainer
-    from xgblora_lab.methods.base import Method
-
-
-def settings_of(
-    model: nn.Module,
-    method: Method,
-    trainer: Trainer,
-    *,
-    steps: int,
-    targets: str | Sequence[str],
-    seed: int,
-    probe_size: int,
-    modules: int,
-) -> RunSettings:
-    """The settings of a run that begins; `modules`: how many are adapted."""
+def settings_of(run: Run, trainer: Trainer, targets: str | Sequence[str], probe_size: int) -> RunSettings:
+    """The settings of a run that begins."""
     import accelerate
     import transformers
 
-    task, accelerator = trainer.task, trainer.accelerator
+    model, method, task, accelerator = run.model, run.method, run.task, run.accelerator
     truth: Mapping[str, tuple[Tensor, Tensor]] = getattr(task, "truth", {})
     weights = sum(math.prod(weight_shape(m)) for m in model.modules() if is_linear(m))
     return RunSettings(
@@ -47,11 +32,11 @@ def settings_of(
         kind=task.kind,
         metric=task.metric,
         greater_is_better=task.greater_is_better,
-        steps=steps,
+        steps=run.steps,
         batch_size=trainer.batch_size,
         accumulation=trainer.accumulation,
         targets=targets,
-        seed=seed,
+        seed=run.seed,
         data_seed=trainer.data_seed,
         probe_size=probe_size,
         precision=str(accelerator.mixed_precision),
@@ -61,5 +46,5 @@ def settings_of(
         truth_spectrum={n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
         versions={m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
         merges=method.additive,
-        rank_bound=method.rank_bound(modules),
+        rank_bound=method.rank_bound(len(run.modules)),
     )

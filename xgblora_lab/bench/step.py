@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from xgblora_lab import seeds
 from xgblora_lab.methods.base import adamw, load_optimizer_tensors, optimizer_tensors
@@ -26,17 +27,7 @@ POOL = 32  # batches whose rows are sorted by length among themselves
 
 
 class Head:
-    """A classifier's own parameters: trained beside every method, with one optimizer for the whole run.
-
-    Parameters
-    ----------
-    parameters : dict of str to nn.Parameter
-        By name; empty for a task without a head.
-    lr : float
-        Peak learning rate.
-    betas : tuple of float
-        AdamW's.
-    """
+    """A classifier's own parameters: trained beside every method, with one AdamW for the whole run."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
         self.parameters, self.lr, self.betas = parameters, lr, betas
@@ -45,7 +36,7 @@ class Head:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
 
-    def _new_optimizer(self) -> torch.optim.Optimizer | None:
+    def _new_optimizer(self) -> Optimizer | None:
         return adamw(list(self.parameters.values()), self.lr, self.betas) if self.parameters else None
 
     def state(self) -> dict[str, Tensor]:
@@ -71,21 +62,7 @@ class Head:
 
 
 class Trainer:
-    """Batches, gradients and updates of a model on a task.
-
-    Parameters
-    ----------
-    model : nn.Module
-    task : Task
-    accelerator : accelerate.Accelerator
-        Device, mixed precision and processes.
-    batch_size : int
-        Examples per step and process.
-    accumulation : int
-        Micro-batches that they are split into.
-    data_seed : int
-        Decides the order of the rows.
-    """
+    """Batches, gradients and updates of a model on a task."""
 
     def __init__(
         self,
@@ -111,12 +88,12 @@ class Trainer:
         """The rows that the data seed gives a step; every epoch has an order of its own."""
         start = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.batch_size
         n = self.task.size("train")
-        return [self._row(*divmod(position, n), n) for position in range(start, start + self.batch_size)]
+        return [int(self._order(i // n, n)[i % n]) for i in range(start, start + self.batch_size)]
 
-    def _row(self, epoch: int, place: int, n: int) -> int:
+    def _order(self, epoch: int, n: int) -> np.ndarray:
         if self._epoch_order is None or self._epoch_order[0] != epoch:
             self._epoch_order = epoch, self._ordered(epoch, n)
-        return int(self._epoch_order[1][place])
+        return self._epoch_order[1]
 
     def _ordered(self, epoch: int, n: int) -> np.ndarray:
         """Every row once, in batches of similar length where rows differ in length: less padding."""
@@ -168,10 +145,7 @@ class Trainer:
         return [weight / float(self.summed(total)) for weight in weights]
 
     def update(
-        self,
-        optimizers: Mapping[torch.optim.Optimizer, float],
-        trained: Sequence[nn.Parameter],
-        max_norm: float | None,
+        self, optimizers: Mapping[Optimizer, float], trained: Sequence[nn.Parameter], max_norm: float | None
     ) -> Tensor:
         """Step each optimizer at its learning rate; returns the gradients' norm. The gradients stay."""
         scaler = self.accelerator.scaler  # fp16 only
@@ -217,9 +191,7 @@ class Trainer:
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
 
-def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+def state_bytes(optimizers: Sequence[Optimizer]) -> int:
     """Bytes of all tensors in the optimizers' states."""
-    tensors = [
-        t for o in optimizers for entry in o.state.values() for t in entry.values() if isinstance(t, Tensor)
-    ]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    values = (value for o in optimizers for entry in o.state.values() for value in entry.values())
+    return sum(t.numel() * t.element_size() for t in values if isinstance(t, Tensor))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, stored_weight, weight_shape
+from xgblora_lab.lowrank.linear import factor_dtype, stored_weight, weight_shape
 
 INITS = ("kaiming", "gaussian", "orthogonal")
 
@@ -29,23 +29,12 @@ def init_A(
     kind : str
         `"kaiming"`, uniform on ±1/√k as PEFT's LoRA; `"gaussian"`, N(0, 1/3k); `"orthogonal"`, random
         orthonormal rows over √3. The three have the same expected norm, √(r/3), so that they differ in shape
-        and not in step size. (`"residual"` needs data: `methods.xgblora` makes it.)
+        and not in step size. ValueError for another kind, and for orthogonal rows where r > k.
     r, k : int
         Rank, and inputs of the linear map.
     generator : torch.Generator
-        Of the draw; on the CPU.
-    dtype : torch.dtype, default float32
-        Of the factor.
-
-    Returns
-    -------
-    Tensor, (r, k)
-        On the CPU.
-
-    Raises
-    ------
-    ValueError
-        For another kind, and for an orthogonal start of more rows than inputs.
+        Of the draw; on the CPU, where the factor (r, k) is too.
+    dtype : torch.dtype
     """
     if kind == "kaiming":
         A = (torch.rand(r, k, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(k)
@@ -104,11 +93,6 @@ class LowRank(nn.Module):
         alpha / rank, as in LoRA.
     gate : Tensor, (r,), optional
         Multiplies the rank-1 parts one by one: B diag(gate) A. Trainable.
-
-    Raises
-    ------
-    ValueError
-        Where the factors do not have one r.
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float = 1.0, gate: Tensor | None = None) -> None:
@@ -117,30 +101,14 @@ class LowRank(nn.Module):
             raise ValueError(
                 f"A must be (r, k) and B (d, r) with one r; got {tuple(A.shape)} and {tuple(B.shape)}."
             )
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(B)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.gate = nn.Parameter(gate) if gate is not None else None
         self.scale = scale
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     @classmethod
     def fresh(cls, module: nn.Module, A: Tensor, scale: float = 1.0) -> LowRank:
-        """Make a booster that changes nothing yet, as its B is 0.
-
-        Parameters
-        ----------
-        module : nn.Module
-            The linear map it is for; decides d, device and dtype.
-        A : Tensor, (r, k)
-            Input factor.
-        scale : float, default 1.0
-            As in `LowRank`.
-
-        Returns
-        -------
-        LowRank
-            Not attached.
-        """
+        """Make a booster for a linear map from A (r, k); it changes nothing yet, as its B is 0."""
         d, _ = weight_shape(module)
         device, dtype = stored_weight(module).device, factor_dtype(module)
         B = torch.zeros(d, A.shape[0], device=device, dtype=dtype)
@@ -193,20 +161,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def factors(self, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The update's factors, without gradients.
-
-        Parameters
-        ----------
-        shrinkage : float, default 1.0
-            Multiplies the update.
-
-        Returns
-        -------
-        B : Tensor, (d, r)
-            A copy, with scale, gate and shrinkage folded in.
-        A : Tensor, (r, k)
-            A copy. The update is B @ A.
-        """
+        """Copies of B (d, r) and A (r, k) whose product is the update; `shrinkage` multiplies it."""
         B = self.B.detach() * (self.scale * shrinkage)
         gates = self.gates()
         if gates is not None:
@@ -214,62 +169,9 @@ class LowRank(nn.Module):
         return B, self.A.detach().clone()
 
 
-@torch.no_grad()
-def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None) -> Tensor:
-    """2-norms of the rows of W + sBA, without forming the sum.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Holds W (d, k).
-    booster : LowRank
-        Holds s, B and A.
-    frozen : Tensor, (d,), optional
-        The norms of W's rows, where known.
-
-    Returns
-    -------
-    Tensor, (d,)
-        In the factors' dtype.
-
-    Raises
-    ------
-    ValueError
-        Where the weight is stored packed.
-    """
-    if not can_merge(module):
-        raise ValueError(
-            f"{type(module).__name__} stores its weight packed, so the norms of its rows are not known; "
-            "use a model in float32, bfloat16 or float16 with this method."
-        )
-    W = dense_weight(module).detach().to(booster.A.dtype)
-    square = W.square().sum(1) if frozen is None else frozen.square()
-    A, B = booster.A.detach(), booster.B.detach() * booster.scale
-    cross = ((W @ A.T) * B).sum(1)
-    return (square + 2 * cross + ((B @ (A @ A.T)) * B).sum(1)).clamp_min(0).sqrt()
-
-
 @contextmanager
 def attached(model: nn.Module, boosters: dict[str, LowRank]) -> Iterator[dict[str, LowRank]]:
-    """Attach boosters for the length of a `with` block; they are gone after it, whatever happened.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Holds the modules.
-    boosters : dict of str to LowRank
-        By module name.
-
-    Yields
-    ------
-    dict of str to LowRank
-        The boosters.
-
-    Raises
-    ------
-    AttributeError
-        Where the model has no such module.
-    """
+    """Attach boosters by module name for a `with` block; they are gone after it, whatever happened."""
     try:
         for name, booster in boosters.items():
             booster.attach(model.get_submodule(name))
@@ -285,18 +187,8 @@ def watched(
 ) -> Iterator[None]:
     """Call back with (name, X, D) in every backward pass inside the block, then remove the hooks.
 
-    The gradient of the weight would be Dᵀ X, but no dense matrix is formed here.
-
-    Parameters
-    ----------
-    modules : dict of str to nn.Module
-        Linear maps by name.
-    on_input_and_gradient : callable
-        Gets the name, the module's inputs X (N·S, k), and the loss's gradient at its outputs, D (N·S, d).
-
-    Yields
-    ------
-    None
+    X (N·S, k) are the module's inputs, D (N·S, d) is the loss's gradient at its outputs. The gradient of the
+    weight would be Dᵀ X, but no dense matrix is formed here.
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:

@@ -1,7 +1,7 @@
 """The accumulated update: every merged booster by round and module, in float32, and what can be done with it.
 
-The ensemble is the truth; live weights follow from it and the base (`weights.py`). Axis letters: `d` out,
-`k` in, `R` factors in all.
+The ensemble is the truth; live weights follow from it and the base (`live_weights.py`). Axis letters: `d`
+out, `k` in, `R` factors in all.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.linear import find_modules, weight_shape
 from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
 
-FORMAT = 1
+FORMAT, ROUND = 1, "rounds/{:05d}.safetensors"
 
 
 class Ensemble:
     """Boosters of all rounds.
 
-    shapes: module name -> (d, k).
-    additive: True where rounds add up (boosting); False where each round's factors replace the one before
-        (LoRA and its kin, whose factors are trained on and on).
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Module to (d, k).
+    additive : bool
+        True where rounds add up (boosting); False where each round's factors replace the one before (LoRA and
+        its kin, whose factors are trained on and on).
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], additive: bool = True) -> None:
@@ -61,10 +65,9 @@ class Ensemble:
     def drop(self, index: int) -> None:
         """Take one round's boosters out of the sum; the other rounds keep their numbers."""
         if not self.additive:
-            raise ValueError(
-                "A LoRA's rounds replace one another; only the rounds of boosting can be dropped."
-            )
-        self._round(index)
+            raise ValueError("A LoRA's rounds replace one another; only boosting's rounds can be dropped.")
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
         self._rounds[index] = {}
         self.version += 1
 
@@ -144,7 +147,7 @@ class Ensemble:
         tensors: dict[str, Tensor] = {}
         for name, (B, A) in self._rounds[index].items():
             tensors |= {f"{name}.B": B, f"{name}.A": A}
-        save_tensors(Path(folder) / _round_file(index), tensors)
+        save_tensors(Path(folder) / ROUND.format(index), tensors)
 
     def save_index(self, folder: str | Path) -> None:
         """Write what is common to all rounds and their number."""
@@ -164,28 +167,18 @@ class Ensemble:
             raise ValueError(f"{folder} has format {meta.get('format')}; this version reads format {FORMAT}.")
         ensemble = cls({n: (s[0], s[1]) for n, s in meta["shapes"].items()}, meta["additive"])
         for index in range(meta["rounds"]):
-            tensors = load_tensors(folder / _round_file(index))
+            tensors = load_tensors(folder / ROUND.format(index))
             names = {key[:-2] for key in tensors}
             ensemble.append({n: (tensors[f"{n}.B"], tensors[f"{n}.A"]) for n in sorted(names)})
         return ensemble
 
     def _shape(self, module: str) -> tuple[int, int]:
         if module not in self.shapes:
-            raise KeyError(
-                f"No module {module!r} in this ensemble; it has {', '.join(list(self.shapes)[:6])}, …"
-            )
+            some = ", ".join(list(self.shapes)[:6])
+            raise KeyError(f"No module {module!r} in this ensemble; it has {some}, …")
         return self.shapes[module]
-
-    def _round(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
-        return self._rounds[index]
 
     def _upto(self, upto: int | None) -> int:
         if upto is not None and not 0 <= upto <= len(self):
             raise IndexError(f"upto={upto} is out of range: {len(self)} rounds are there, 0 means the base.")
         return len(self) if upto is None else upto
-
-
-def _round_file(index: int) -> str:
-    return f"rounds/{index:05d}.safetensors"

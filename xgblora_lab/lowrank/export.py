@@ -23,16 +23,15 @@ def export_peft(
 ) -> dict[str, Any]:
     """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
 
-    A trained classifier head goes along (PEFT's `modules_to_save`).
+    A trained classifier head goes along (PEFT's `modules_to_save`). ValueError for a rank below 1 and an
+    empty ensemble, FileExistsError where the folder holds something else.
 
     Parameters
     ----------
     ensemble : Ensemble
-        The update.
     folder : str or Path
-        Where to; a folder that holds something else is refused.
     model : nn.Module
-        The model it was trained on; gives names, the head and the kind of task.
+        The model that the ensemble was trained on; gives names, the head and the kind of task.
     rank : int, optional
         None keeps every factor, which is exact; a number truncates each module's update to its best
         approximation of that rank (Eckart and Young 1936).
@@ -45,28 +44,19 @@ def export_peft(
     -------
     dict
         `{"rank": largest rank written, "relative_error": {module: ‖ΔW − written‖/‖ΔW‖}}`.
-
-    Raises
-    ------
-    ValueError
-        For a rank below 1 and an empty ensemble.
-    FileExistsError
-        Where the folder holds something else.
     """
     if rank is not None and rank < 1:
         raise ValueError(
             f"The adapter's rank must be at least 1, got {rank}; leave it out for the exact update."
         )
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    errors: dict[str, float] = {}
+    ranks, errors = dict[str, int](), dict[str, float]()
     for name in ensemble.shapes:
         B, A = ensemble.factors(name, upto)
         if B.shape[1] == 0:
             continue
-        B, A, errors[name] = _truncated(
-            B, A, min(*ensemble.shapes[name], B.shape[1] if rank is None else rank)
-        )
+        limit = min(*ensemble.shapes[name], B.shape[1] if rank is None else rank)
+        B, A, errors[name] = _truncated(B, A, limit)
         ranks[name] = B.shape[1]
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.float().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().contiguous()
@@ -82,23 +72,10 @@ def export_peft(
 
 
 def export_merged(model: Any, folder: str | Path, tokenizer: Any = None) -> None:
-    """Write a model whose update is in its weights as a `transformers` checkpoint (safetensors).
+    """Write a model whose update is in its weights (see `Bench.merged`) as a `transformers` checkpoint.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        With everything merged, as `Bench.merged` gives it.
-    folder : str or Path
-        Where to; a folder that holds something else is refused.
-    tokenizer : optional
-        Saved beside the model.
-
-    Raises
-    ------
-    ValueError
-        Where the model is not one of transformers.
-    FileExistsError
-        Where the folder holds something else.
+    ValueError where the model is not one of transformers, FileExistsError where the folder holds something
+    else. A tokenizer is saved beside the model.
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{type(model).__name__} is no transformers model; save its state_dict instead.")

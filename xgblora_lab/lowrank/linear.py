@@ -1,8 +1,7 @@
 """A model's linear maps: which there are, their shapes, how their weights lie, and the blocks they form.
 
-A linear map is anything whose
-weight is applied as y = x Wᵀ (`nn.Linear`, and whatever quantised libraries derive from it) or as y = x W
-(GPT-2's transposed `Conv1D`). Axis letters: `d` out, `k` in, `r` rank.
+A linear map is anything whose weight is applied as y = x Wᵀ (`nn.Linear`, and whatever quantised libraries
+derive from it) or as y = x W (GPT-2's transposed `Conv1D`). Axis letters: `d` out, `k` in, `r` rank.
 """
 
 from __future__ import annotations
@@ -67,23 +66,15 @@ def factor_dtype(module: nn.Module) -> torch.dtype:
 
 
 def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
-    """Add an update to the live weight in place, in the weight's own dtype.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A linear map that `can_merge`.
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor. B @ A is added.
-    """
+    """Add B @ A, B (d, r) and A (r, k), to a weight that `can_merge`: in place, in the weight's own dtype."""
     weight = dense_weight(module).data
     weight.addmm_(B.to(weight), A.to(weight))
 
 
 def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Module]:
-    """Find the linear maps to adapt.
+    """Find the linear maps to adapt, by name, in the model's order.
+
+    ValueError where a target matches none, or a weight is tied to another module's.
 
     Parameters
     ----------
@@ -93,17 +84,6 @@ def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") 
         `"all-linear"`, every linear map of the backbone (not the output layer or a task head); `"attention"`,
         those inside a component whose name contains "attn" or "attention"; or names: a full name, its last
         components (`"q_proj"`, `"mlp.down_proj"`), or a pattern (`"*.layers.0.*"`).
-
-    Returns
-    -------
-    dict of str to nn.Module
-        By name, in the model's order.
-
-    Raises
-    ------
-    ValueError
-        Where a name matches no linear map, or a weight is tied to another module's (a booster on one would
-        change the other).
     """
     linear = {name: m for name, m in model.named_modules() if name and is_linear(m)}
     if isinstance(targets, str):
@@ -130,37 +110,16 @@ def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") 
 
 
 def block_name(module: str) -> str:
-    """The transformer block that a module belongs to, read off its name.
+    """The transformer block that a module belongs to: its name up to the first number (`"model.layers.3"`).
 
-    Parameters
-    ----------
-    module : str
-        A dotted name as in `named_modules`.
-
-    Returns
-    -------
-    str
-        The name up to and including its first number (`"model.layers.3"`); without a number the name of the
-        parent, or the name itself at the top of the model.
+    Without a number it is the name of the parent, or the name itself at the top of the model.
     """
     match = re.match(r"(.*?\.)?\d+(?=\.|$)", module)
     return match.group() if match else module.rpartition(".")[0] or module
 
 
 def blocks(modules: Iterable[str]) -> list[list[str]]:
-    """Group module names into transformer blocks.
-
-    Parameters
-    ----------
-    modules : iterable of str
-        Names as in `named_modules`, in the model's order (the result of `find_modules` will do).
-
-    Returns
-    -------
-    list of list of str
-        One list a block, in the order in which the blocks first occur; inside a block the given order. What a
-        block is, `block_name` says.
-    """
+    """Group module names into transformer blocks (see `block_name`); all keep the order given."""
     found: dict[str, list[str]] = {}
     for module in modules:
         found.setdefault(block_name(module), []).append(module)
@@ -173,9 +132,7 @@ def head_names(model: nn.Module) -> list[str]:
     names = []
     if prefix and hasattr(model, prefix):
         names = [
-            n
-            for n, child in model.named_children()
-            if n != prefix and next(child.parameters(), None) is not None
+            n for n, child in model.named_children() if n != prefix and any(True for _ in child.parameters())
         ]
     output = getattr(model, "get_output_embeddings", lambda: None)()
     return names + [n for n, m in model.named_modules() if m is output and n not in names]
@@ -188,11 +145,7 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     prefix = getattr(model, "base_model_prefix", "")
     kept |= {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n.startswith(f"{prefix}.")}
     heads = tuple(f"{name}." for name in head_names(model))
-    return (
-        {n: p for n, p in model.named_parameters() if n.startswith(heads) and id(p) not in kept}
-        if heads
-        else {}
-    )
+    return {n: p for n, p in model.named_parameters() if n.startswith(heads) and id(p) not in kept}
 
 
 def _refuse_tied(model: nn.Module, modules: dict[str, nn.Module]) -> None:

@@ -24,11 +24,6 @@ class LiveWeights:
 
     The base is copied to the CPU when a module is first merged into, so a method that never merges pays
     nothing. A weight that cannot be added to (packed, quantised) keeps its boosters in a frozen hook instead.
-
-    Parameters
-    ----------
-    modules : mapping of str to nn.Module
-        Linear maps by name.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -50,18 +45,7 @@ class LiveWeights:
         return oriented(module, self._base[name])
 
     def merge(self, boosters: Boosters) -> None:
-        """Add one round's boosters to the live weights.
-
-        Parameters
-        ----------
-        boosters : mapping of str to tuple of Tensor
-            By module name, B (d, r) and A (r, k), with scale and shrinkage folded in.
-
-        Raises
-        ------
-        KeyError
-            For a module that is not here.
-        """
+        """Add one round's boosters, scale and shrinkage folded in; KeyError for a module that is not here."""
         for name, (B, A) in boosters.items():
             module = self.modules[name]
             if not can_merge(module):
@@ -75,18 +59,7 @@ class LiveWeights:
                 weight.copy_(master)
 
     def replay(self, rounds: Iterable[Boosters]) -> None:
-        """Make the live weights the base plus these rounds.
-
-        Parameters
-        ----------
-        rounds : iterable of mapping
-            One round's boosters each, as in `merge`, in the order in which they are added.
-
-        Raises
-        ------
-        KeyError
-            For a module that is not here.
-        """
+        """Make the live weights the base plus these rounds, added in their order as `merge` does."""
         self.restore()
         for boosters in rounds:
             self.merge(boosters)
@@ -123,13 +96,12 @@ class LiveWeights:
 
     def _keep(self, name: str) -> None:
         module = self.modules[name]
-        if name not in self._base and can_merge(module):
-            self._base[name] = stored_weight(module).detach().to("cpu", copy=True)
-        if (
-            name not in self._master
-            and can_merge(module)
-            and factor_dtype(module) != stored_weight(module).dtype
-        ):
+        if not can_merge(module):
+            return
+        stored = stored_weight(module).detach()
+        if name not in self._base:
+            self._base[name] = stored.to("cpu", copy=True)
+        if name not in self._master and factor_dtype(module) != stored.dtype:
             self._master[name] = dense_weight(module).detach().to(torch.float32, copy=True)
 
     def _add_beside(self, name: str, B: Tensor, A: Tensor) -> None:

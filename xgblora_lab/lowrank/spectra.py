@@ -5,6 +5,7 @@ of the small core R_B R_Aᵀ, at most r a side. All of it runs in float64, whate
 is small, and float64 is what makes the small singular values of a graded update trustworthy.
 
 Axis letters: `d` out, `k` in, `r` factors (the sum of the ranks of all boosters), B (d, r), A (r, k).
+Factors whose shapes do not fit, and updates to compare of different shapes, are a ValueError.
 An update without factors (r = 0) or of zeros is a zero update: its spectrum is empty or zero, its ranks 0.
 Factors with nan or inf (a run that diverged) have a spectrum of nan; asking for their subspaces is an error.
 """
@@ -17,58 +18,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xgblora_lab.lowrank.factors import Factors as Factors
-from xgblora_lab.lowrank.factors import double, require_finite, svdvals, triangle
-from xgblora_lab.lowrank.growing import GrowingSpectrum as GrowingSpectrum
+Factors = tuple[Tensor, Tensor]  # B (d, r), A (r, k)
 
 
 def singular_values(B: Tensor, A: Tensor) -> Tensor:
-    """Singular values of B @ A.
-
-    Parameters
-    ----------
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor.
-
-    Returns
-    -------
-    Tensor, (min(r, d, k),)
-        Descending, float64; nan where a factor holds nan or inf.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes do not fit.
-    """
+    """Singular values of B @ A: (min(r, d, k),), descending, float64; nan where a factor holds nan or inf."""
     B, A = double(B, A)
     return svdvals(triangle(B) @ triangle(A.T).T)
 
 
 def svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of B @ A. Directions that belong to a singular value of zero are arbitrary.
+    """Thin SVD of B @ A: U (d, n), s (n,), descending, and Vh (n, k), with n = min(r, d, k), in float64.
 
-    Parameters
-    ----------
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor.
-
-    Returns
-    -------
-    U : Tensor, (d, n)
-        Left singular directions, n = min(r, d, k), float64.
-    s : Tensor, (n,)
-        Singular values, descending.
-    Vh : Tensor, (n, k)
-        Right singular directions.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes do not fit, or a factor holds nan or inf.
+    Directions that belong to a singular value of zero are arbitrary. ValueError for factors with nan or inf.
     """
     B, A = double(B, A)
     require_finite(B, A)
@@ -81,29 +43,10 @@ def svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def staged_singular_values(B: Tensor, A: Tensor, stops: Sequence[int]) -> Tensor:
-    """Spectra of B[:, :n] @ A[:n] for every n in `stops`.
+    """Spectra of B[:, :n] @ A[:n] for every n in `stops`, a row each: (len(stops), r), padded with zeros.
 
-    One QR serves all stages: the leading columns of R are the R of the leading columns.
-
-    Parameters
-    ----------
-    B : Tensor, (d, r)
-        Output factor.
-    A : Tensor, (r, k)
-        Input factor.
-    stops : sequence of int
-        How many factors each stage has, from 0 to r.
-
-    Returns
-    -------
-    Tensor, (len(stops), r)
-        A spectrum a row, descending, float64, padded with zeros; row i holds at most min(stops[i], d, k)
-        values that are not zero.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes do not fit, or a stop is below 0 or above r.
+    One QR serves all stages: the leading columns of R are the R of the leading columns. ValueError for a stop
+    below 0 or above r.
     """
     B, A = double(B, A)
     r = B.shape[1]
@@ -120,26 +63,90 @@ def staged_singular_values(B: Tensor, A: Tensor, stops: Sequence[int]) -> Tensor
     return rows
 
 
-# Measures of a spectrum. Each takes one spectrum, s (r,), in any order and with any number of zeros in it.
+class GrowingSpectrum:
+    """The spectrum of an update that grows by one booster after another.
+
+    Keeps orthonormal bases Q_B (d, m) and Q_A (k, n) of what came so far and the core K (m, n) with
+    ΔW = Q_B K Q_Aᵀ. A booster is taken in when the spectrum is asked for, by Gram–Schmidt with
+    re-orthogonalisation; T factors in, one more costs O((d + k) T) then, and O(d + k) if nobody asks. A
+    column that depends linearly on the earlier ones adds to the core and not to the basis, so no basis
+    outgrows its space. The update is d × k.
+    """
+
+    def __init__(self, d: int, k: int) -> None:
+        self._left, self._right = _Basis(d), _Basis(k)
+        self._core = torch.zeros(0, 0, dtype=torch.float64)  # grown by doubling; (≥ m, ≥ n)
+        self._waiting: list[Factors] = []
+
+    def append(self, B: Tensor, A: Tensor) -> None:
+        """Add one more booster B (d, r), A (r, k) to the update; ValueError where the shapes do not fit."""
+        B, A = double(B, A)
+        if B.shape[0] != self._left.size or A.shape[1] != self._right.size:
+            raise ValueError(
+                f"This spectrum is of a {self._left.size} × {self._right.size} update; "
+                f"got a booster of {B.shape[0]} × {A.shape[1]}."
+            )
+        self._waiting.append((B.cpu(), A.cpu()))
+
+    def singular_values(self) -> Tensor:
+        """Singular values of the update so far, descending: (min(m, n),), float64."""
+        for B, A in self._waiting:
+            for b, a in zip(B.T, A, strict=True):
+                left, right = self._left.coordinates(b), self._right.coordinates(a)  # (m,), (n,)
+                self._core = _grown(self._core, len(left), len(right))
+                self._core[: len(left), : len(right)].addr_(left, right)
+        self._waiting.clear()
+        return svdvals(self._core[: self._left.count, : self._right.count])
+
+
+class _Basis:
+    """Orthonormal columns that grow one vector at a time."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.count = size, 0
+        self._rows = torch.zeros(0, size, dtype=torch.float64)  # a vector a row: contiguous, so that it grows
+
+    def coordinates(self, vector: Tensor) -> Tensor:
+        """Coordinates of `vector` (size,) in the basis, which takes in what it did not span yet."""
+        Q = self._rows[: self.count]  # (m, size)
+        norm = torch.linalg.vector_norm(vector)
+        along = Q @ vector
+        rest = vector - along @ Q
+        left = torch.linalg.vector_norm(rest)
+        if left < 0.7 * norm:
+            # Cancellation: one pass left components along Q. Twice is enough (Parlett, Kahan).
+            again = Q @ rest
+            along, rest = along + again, rest - again @ Q
+            left = torch.linalg.vector_norm(rest)
+        if self.count == self.size or left <= 1e-14 * math.sqrt(self.size) * norm:  # spanned already
+            return along
+        self._rows = _grown(self._rows, self.count + 1, self.size)
+        self._rows[self.count] = rest / left
+        self.count += 1
+        return torch.cat([along, left[None]])
+
+
+def _grown(X: Tensor, rows: int, columns: int) -> Tensor:
+    """X with room for `rows` × `columns`; a side that grows at least doubles, so that growing is rare."""
+    have = X.shape
+    n, m = (old if new <= old else max(new, 2 * old) for new, old in zip((rows, columns), have, strict=True))
+    return X if (n, m) == have else torch.nn.functional.pad(X, (0, m - have[1], 0, n - have[0]))
+
+
+# Measures of one spectrum, s (r,), in any order and with any number of zeros in it.
 
 
 def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] | None = None) -> int:
-    """How many singular values exceed tol · σ₁.
+    """How many singular values exceed tol · σ₁; 0 for a zero update.
 
     Parameters
     ----------
     s : Tensor, (r,)
-        Singular values.
     tol : float, optional
         Default: max(d, k) · ε, the convention of `numpy.linalg.matrix_rank`, with ε of float32, in which
         factors and weights are kept, although the spectrum itself is computed in float64.
     shape : tuple of int, optional
         (d, k) of the update; default: the number of singular values stands in for max(d, k).
-
-    Returns
-    -------
-    int
-        0 for a zero update.
     """
     if s.numel() == 0:
         return 0
@@ -150,34 +157,13 @@ def numerical_rank(s: Tensor, tol: float | None = None, shape: tuple[int, int] |
 
 
 def stable_rank(s: Tensor) -> float:
-    """Σσ² / σ₁²: how many equally strong directions would hold this energy.
-
-    Parameters
-    ----------
-    s : Tensor, (r,)
-        Singular values.
-
-    Returns
-    -------
-    float
-        From 1 to r; 0 for a zero update.
-    """
+    """Σσ² / σ₁²: how many equally strong directions would hold this energy; 0 for a zero update."""
     s = s.double()
     return float((s / s.max()).square().sum()) if s.numel() and float(s.max()) > 0 else 0.0
 
 
 def effective_rank(s: Tensor) -> float:
-    """Exponential of the entropy of σ / Σσ.
-
-    Parameters
-    ----------
-    s : Tensor, (r,)
-        Singular values.
-
-    Returns
-    -------
-    float
-        From 1 to r; 0 for a zero update.
+    """Exponential of the entropy of σ / Σσ; from 1 to r, 0 for a zero update.
 
     References
     ----------
@@ -189,18 +175,7 @@ def effective_rank(s: Tensor) -> float:
 
 
 def captured_energy(s: Tensor) -> Tensor:
-    """Share of Σσ² in the first 1, 2, …, r singular values.
-
-    Parameters
-    ----------
-    s : Tensor, (r,)
-        Singular values.
-
-    Returns
-    -------
-    Tensor, (r,)
-        Rising to 1, float64; all 0 for a zero update.
-    """
+    """Share of Σσ² in the first 1, 2, …, r singular values: (r,), float64; all 0 for a zero update."""
     energy = s.double().square()
     total = energy.sum()
     return energy.cumsum(0) / total if float(total) > 0 else torch.zeros_like(energy)
@@ -210,26 +185,11 @@ def captured_energy(s: Tensor) -> Tensor:
 
 
 def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
-    """Angles between the column spaces of two matrices.
+    """Angles between the column spaces of two matrices, in radians, ascending, float64.
 
-    Angles below π/4 come from their sine, since a cosine cannot tell those below 1e-8 from zero.
-
-    Parameters
-    ----------
-    X : Tensor, (d, m)
-        Columns need not be orthonormal; dependent ones count once.
-    Y : Tensor, (d, n)
-        Likewise.
-
-    Returns
-    -------
-    Tensor, (dimensions of the smaller space,)
-        In radians, ascending, float64.
-
-    Raises
-    ------
-    ValueError
-        Where the two have different numbers of rows, or one holds nan or inf.
+    X (d, m) and Y (d, n) need not be orthonormal; dependent columns count once; nan or inf is a ValueError.
+    There are as many angles as the smaller space has dimensions. Those below π/4 come from their sine, since a
+    cosine cannot tell those below 1e-8 from zero.
 
     References
     ----------
@@ -250,28 +210,18 @@ def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float:
-    """Mean squared cosine between the leading `rank` singular directions of two updates.
+    """Mean squared cosine between the leading `rank` singular directions of two updates, left and right.
 
-    The mean runs over the left (d) and the right (k) directions.
+    It is 1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d
+    and rank / k. Directions that the update lacks (its rank is lower) count as 0, so a zero update scores 0;
+    one that diverged scores nan.
 
     Parameters
     ----------
     update, truth : tuple of Tensor
         Factors B (d, r) and A (r, k) each.
     rank : int, optional
-        How many directions; default: the truth's rank.
-
-    Returns
-    -------
-    float
-        1 where both subspaces agree, 0 where they are orthogonal; a random subspace scores about rank / d and
-        rank / k. Directions that the update lacks (its rank is lower) count as 0, so a zero update scores 0;
-        one that diverged scores nan.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes differ, `rank` is below 1 or above the truth's, or the truth holds nan or inf.
+        How many directions; default: the truth's rank, above which it is a ValueError.
     """
     if not all(bool(torch.isfinite(factor).all()) for factor in update):
         return math.nan
@@ -290,22 +240,9 @@ def alignment(update: Factors, truth: Factors, rank: int | None = None) -> float
 
 
 def distance(update: Factors, truth: Factors) -> float:
-    """‖ΔW − ΔW*‖ / ‖ΔW*‖ in the Frobenius norm.
+    """‖ΔW − ΔW*‖ / ‖ΔW*‖ in the Frobenius norm; 1 for a zero update.
 
-    Parameters
-    ----------
-    update, truth : tuple of Tensor
-        Factors B (d, r) and A (r, k) each.
-
-    Returns
-    -------
-    float
-        1 for a zero update. Where the truth is a zero update: 0 if the update is one too, else infinity.
-
-    Raises
-    ------
-    ValueError
-        Where the shapes differ.
+    Where the truth is a zero update: 0 if the update is one too, else infinity.
     """
     B, A = double(*update)
     B_2, A_2 = double(*truth)
@@ -333,3 +270,40 @@ def _orthonormal(X: Tensor) -> Tensor:
     U, s, _ = torch.linalg.svd(X, full_matrices=False)
     # Small angles are asked about, so that only float64's own rounding is taken for dependence.
     return U[:, : numerical_rank(s, tol=max(X.shape) * torch.finfo(torch.float64).eps)]
+
+
+# Factors in float64, and the small matrices that stand for them.
+
+
+def double(B: Tensor, A: Tensor) -> Factors:
+    """Both factors in float64, without gradients. ValueError where their shapes do not fit."""
+    if B.ndim != 2 or A.ndim != 2 or B.shape[1] != A.shape[0]:
+        shapes = f"{tuple(B.shape)} and {tuple(A.shape)}"
+        raise ValueError(f"Factors must be B (d, r) and A (r, k) with the same r; got {shapes}.")
+    return B.detach().double(), A.detach().double()
+
+
+def require_finite(*tensors: Tensor) -> None:
+    """ValueError where a tensor holds nan or inf."""
+    if not all(bool(torch.isfinite(x).all()) for x in tensors):
+        raise ValueError("The factors hold nan or inf: the run has diverged; try a lower learning rate.")
+
+
+def triangle(X: Tensor) -> Tensor:
+    """R of X = QR, (min(n, r), r), for X (n, r): the columns' inner products in the fewest rows."""
+    if X.numel() == 0:
+        return X.new_zeros(min(X.shape), X.shape[1])
+    if not bool(torch.isfinite(X).all()):
+        return X.new_full((min(X.shape), X.shape[1]), math.nan)
+    R: Tensor = torch.linalg.qr(X, mode="r").R
+    return R
+
+
+def svdvals(core: Tensor) -> Tensor:
+    """Singular values, descending; none for an empty matrix, nan where the matrix holds nan or inf."""
+    if core.numel() == 0:
+        return core.new_zeros(min(core.shape))
+    if not bool(torch.isfinite(core).all()):
+        return core.new_full((min(core.shape),), math.nan)
+    s: Tensor = torch.linalg.svdvals(core)
+    return s

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, init_A
@@ -31,36 +32,18 @@ DECAY = 0.3  # the share of the run over which a trapezoid decays
 
 
 class Loop(Protocol):
-    """What a method may ask of the loop that runs it.
+    """What a method may ask of the loop that runs it."""
 
-    Attributes
-    ----------
-    model : nn.Module
-        The model that is tuned; frozen but for what the method trains.
-    modules : dict of str to nn.Module
-        The linear maps to adapt, by name, in the model's order.
-    task, accelerator, ensemble, weights
-        The data; the device and the processes; every merged booster; the live weights.
-    steps, seed : int
-        K, the planned optimizer steps; the seed of all that is drawn.
-    """
-
-    model: nn.Module
-    modules: dict[str, nn.Module]
+    model: nn.Module  # frozen but for what the method trains
+    modules: dict[str, nn.Module]  # the linear maps to adapt, by name, in the model's order
     task: Task
     accelerator: Accelerator
-    ensemble: Ensemble
+    ensemble: Ensemble  # every merged booster
     weights: LiveWeights
-    steps: int
-    seed: int
-
-    @property
-    def head(self) -> dict[str, nn.Parameter]:
-        """A classifier's own parameters, which the loop trains for every method; else empty."""
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per optimizer step and process."""
+    steps: int  # K, the planned optimizer steps
+    batch_size: int  # examples per optimizer step and process
+    seed: int  # of all that is drawn
+    head: dict[str, nn.Parameter]  # a classifier's own, which the loop trains for every method; else empty
 
     @property
     def trained_steps(self) -> int:
@@ -73,13 +56,7 @@ class Loop(Protocol):
         """The tensor summed over processes."""
 
     def probe_gradients(self, passes: int = 1) -> None:
-        """Forward-backward passes on the batches of the next steps without a step; counted in the record.
-
-        Raises
-        ------
-        RuntimeError
-            Outside a round, where there is no next step.
-        """
+        """Forward-backward passes on the next steps' batches without a step; counted in the record."""
 
     def probe_forward(self, batches: Sequence[Batch]) -> float:
         """Mean loss on the method's own batches, without gradient or dropout; counted in the record."""
@@ -121,11 +98,8 @@ class Method:
     head_lr: float = option(1e-3, above=0)
 
     name: ClassVar[str] = "method"
-    # Whether the bench merges every round's boosters, so that their updates add up (see `Ensemble`) and a
-    # module's update gains a factor each time that the module is chosen.
-    additive: ClassVar[bool] = False
-    # Floating-point operations per token and weight: 2 forward, 2 backward through the activations. An upper
-    # bound where the lowest module trained is not the first.
+    additive: ClassVar[bool] = False  # whether the bench merges every round's boosters, so that they add up
+    # Floating-point operations per token and weight, at most: 2 forward, 2 backward through the activations.
     flops_per_weight: ClassVar[int] = 4
     rewindable: ClassVar[bool] = True  # whether the state at every round's end is small enough to keep
     low_rank: ClassVar[bool] = True  # whether the accumulated update is a product of factors
@@ -138,71 +112,44 @@ class Method:
         return dataclasses.asdict(self)
 
     def rank_bound(self, modules: int) -> int | None:
-        """The most that one choice of a module can add to the rank of its accumulated update.
+        """The most that one choice of a module can add to its update's rank; None: only the shape is a bound.
 
-        Parameters
-        ----------
-        modules : int
-            How many modules are adapted; it counts where ranks move between them.
-
-        Returns
-        -------
-        int or None
-            For a method that is not additive, the largest rank of a module's update at any time. None where
-            the shape alone is a bound.
+        For a method that is not additive, the largest rank of a module's update at any time. The number of
+        adapted modules counts where ranks move between them.
         """
         return None
 
     def label(self, common: Mapping[str, Any] | None = None) -> str:
         """A name that tells variants of one method apart: it shows every option that is not the default.
 
-        Parameters
-        ----------
-        common : mapping, optional
-            Options that all methods of a race share and that need not be shown, like the learning rate.
+        It leaves out the learning rate and what stands in `common`, the options that a race's methods share.
         """
         usual = {f.name: f.default for f in dataclasses.fields(self)} | dict(common or {})
         options = {name: value for name, value in self.options().items() if name != "lr"}
         return ":".join([self.name, *(f"{n}={v}" for n, v in options.items() if v != usual[n])])
 
     def rate(self, step: int, round_step: int, total: int) -> float:
-        """The schedule's factor on the peak learning rate at a step; above 0.
+        """The schedule's factor on the peak learning rate, above 0, at a step of the run and of its round.
 
-        A step past the plan keeps the plan's last rate, so that no round trains at a rate of zero.
-
-        Parameters
-        ----------
-        step, round_step : int
-            The step's number in the run and in its round, from 0.
-        total : int
-            K, the run's planned steps.
+        A step past the plan (`total` steps) keeps the plan's last rate: no round trains at a rate of 0.
         """
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         left = 1 - min(step, total - 1) / total  # from 1 down to 1/K
-        if self.schedule == "linear":
-            factor *= left
-        elif self.schedule == "cosine":
-            factor *= (1 - math.cos(math.pi * left)) / 2
-        elif self.schedule == "sqrt":
-            factor *= math.sqrt(left)
-        elif self.schedule == "trapezoid":
-            factor *= min(1.0, left / DECAY)
-        return factor
+        shapes = {
+            "constant": 1.0,
+            "linear": left,
+            "cosine": (1 - math.cos(math.pi * left)) / 2,
+            "sqrt": math.sqrt(left),
+            "trapezoid": min(1.0, left / DECAY),
+        }
+        return factor * shapes[self.schedule]
 
     @classmethod
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
-        """Sets of options that a race tries for this method beside learning rates.
+        """Sets of options, at least one, that a race of `steps` steps tries beside learning rates.
 
-        Parameters
-        ----------
-        steps : int
-            K, the steps of a run.
-
-        Returns
-        -------
-        list of dict
-            At least one set. A method that merges tries rounds of K/6, K/3, K/2 and K steps, and merging at
-            a plateau where it can; any other has nothing to try unless it says so.
+        A method that merges tries rounds of K/6, K/3, K/2 and K steps, and merging at a plateau where it can;
+        any other has nothing to try unless it says so.
         """
         if not cls.additive:
             return [{}]
@@ -230,11 +177,11 @@ class Method:
         """The parameters that this round trains, by name (without the head)."""
         raise NotImplementedError
 
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer of a round: a new one, unless the method keeps one."""
         return self.new_optimizer(parameters)
 
-    def new_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def new_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """AdamW; a group's `"lr_ratio"` multiplies the learning rate that the loop sets at every step."""
         return adamw(parameters, self.lr, self.betas, self.weight_decay)
 
@@ -280,9 +227,9 @@ class Continued(Method):
     """A method that trains the same parameters from the first step to the last, with one optimizer."""
 
     def start(self, loop: Loop) -> None:
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Optimizer | None = None
 
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         if self.optimizer is None:
             self.optimizer = self.new_optimizer(parameters)
         return self.optimizer
@@ -321,38 +268,23 @@ def fresh_boosters(
 ) -> dict[str, LowRank]:
     """Boosters that change nothing yet, one per module; A depends on (seed, index, module order) alone.
 
-    Parameters
-    ----------
-    modules : mapping of str to nn.Module
-    rank : int or mapping of str to int
-        One for all modules, or by module.
-    scale : callable
-        A rank's scale.
-    init : str
-        How A starts, see `lowrank.booster.init_A`.
-    seed, index : int
-        The run's seed and the round.
+    `rank` is one for all or by module, `scale` gives a rank's scale, `init` is as in `init_A`.
     """
     generator = seeds.generator("A", seed, index)
     boosters = {}
     for name, module in modules.items():
         r = rank if isinstance(rank, int) else rank[name]
-        A = init_A(init, r, weight_shape(module)[1], generator)
-        boosters[name] = LowRank.fresh(module, A, scale(r))
+        boosters[name] = LowRank.fresh(module, init_A(init, r, weight_shape(module)[1], generator), scale(r))
     return boosters
 
 
 def booster_parameters(boosters: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
     """All trainable factors by name, `module.A` and `module.B`."""
-    return {
-        f"{name}.{factor}": p
-        for name, booster in boosters.items()
-        for factor, p in booster.named_parameters()
-    }
+    return {f"{name}.{part}": p for name, b in boosters.items() for part, p in b.named_parameters()}
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str = ""
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str = ""
 ) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, copied to the CPU: `prefix + parameter name + "/" + key`."""
     return {
@@ -363,7 +295,7 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
     prefix: str = "",

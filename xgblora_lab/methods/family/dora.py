@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.booster import LowRank, row_norms
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.lowrank.linear import dense_weight
+from xgblora_lab.methods.family.row_norms import row_norms
 from xgblora_lab.methods.lora import LoRA
 
 if TYPE_CHECKING:

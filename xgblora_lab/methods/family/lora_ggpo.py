@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab import seeds
-from xgblora_lab.lowrank.booster import LowRank, row_norms
+from xgblora_lab.lowrank.booster import LowRank
+from xgblora_lab.methods.family.row_norms import row_norms
 from xgblora_lab.methods.lora import LoRA
 from xgblora_lab.methods.options import option
 
