@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Full(Continued):
-    """The reference that low rank is measured against. Its update has no small factors, so only the current
-    one is kept: a run can be saved and resumed, but not rewound to an earlier round.
+    """The reference that low rank is measured against.
+
+    Its update has no small factors, so only the current one is kept: a run can be saved and resumed, but not
+    rewound to an earlier round.
     """
 
     lr: float = 1e-4
