@@ -49,7 +49,7 @@ def as_array(value: Any) -> np.ndarray | None:
 
 
 def near(value: float, target: float, tolerance: float) -> bool:
-    """Whether a number is the target within a share of it; within the tolerance itself where the target is 0."""
+    """Whether a number is the target, within a share of it (of 1, where it is 0)."""
     return abs(value - target) <= (tolerance * abs(target) if target else tolerance) + 1e-12 * abs(target)
 
 
