@@ -18,7 +18,6 @@ from xgblora_lab import cli_race
 
 app = typer.Typer(
     name="xgblora-lab",
-    help="A lab bench for low-rank fine-tuning: XGBLoRA round by round, beside LoRA and full fine-tuning.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -59,7 +58,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Keep what holds for every command."""
+    """A lab bench for low-rank fine-tuning: XGBLoRA round by round, beside LoRA and full fine-tuning."""
     _options["traceback"] = traceback
 
 

@@ -49,12 +49,12 @@ def as_array(value: Any) -> np.ndarray | None:
 
 
 def near(value: float, target: float, tolerance: float) -> bool:
-    """Whether a number is right within a relative tolerance (an absolute one about 0)."""
+    """Whether a number is the target, within a share of it (of 1, where it is 0)."""
     return abs(value - target) <= (tolerance * abs(target) if target else tolerance) + 1e-12 * abs(target)
 
 
 def close(value: np.ndarray, target: np.ndarray, tolerance: float) -> bool:
-    """Whether an array is right within a tolerance relative to its largest entry."""
+    """Whether all entries are the target's, within a share of its largest one."""
     if value.shape != target.shape:
         return False
     scale = float(np.abs(target).max(initial=0.0)) or 1.0
@@ -62,7 +62,7 @@ def close(value: np.ndarray, target: np.ndarray, tolerance: float) -> bool:
 
 
 def numeric_hint(value: float, right: float, tolerance: float) -> str:
-    """Say what is odd about a wrong number, without giving the right one away."""
+    """What a wrong number has in common with the right one, in one sentence."""
     if not math.isfinite(value):
         return "Something was divided by zero, or grew beyond all numbers, on the way to it."
     loose = max(tolerance, 1e-9)
@@ -78,7 +78,7 @@ def numeric_hint(value: float, right: float, tolerance: float) -> str:
 
 
 def array_hint(value: np.ndarray, right: np.ndarray, tolerance: float) -> str:
-    """Say what is odd about a wrong array, without giving the right one away."""
+    """What wrong numbers have in common with the right ones, in one sentence."""
     if value.shape != right.shape:
         if value.ndim == 2 and close(value.T, right, tolerance):
             return "It is transposed: rows and columns have changed places."
@@ -117,19 +117,19 @@ def kind(answer: Any) -> str:
 
 
 def what(right: np.ndarray) -> str:
-    """Say what is wanted."""
+    """What kind of answer is wanted, in words."""
     return "a number" if not right.ndim else f"numbers, {shape(right)}"
 
 
 def shape(value: np.ndarray) -> str:
-    """Say a shape in words."""
+    """The shape of an answer, in words."""
     if not value.ndim:
         return "one number"
     return "of shape " + " × ".join(map(str, value.shape)) if value.ndim > 1 else f"of length {len(value)}"
 
 
 def short(value: Any, length: int = 60) -> str:
-    """Cut a value's representation to `length` characters, without backticks."""
+    """An answer as code, cut to this many characters."""
     try:
         text = " ".join(repr(value).split()).replace("`", "'")
     except Exception:  # a reader's class may have a broken repr

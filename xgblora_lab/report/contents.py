@@ -31,7 +31,8 @@ def histories(source: Source) -> list[History]:
     Parameters
     ----------
     source : History, Race, str, Path or a list of these
-        A path leads to such a file, or to a folder that holds `race.json`, `history.jsonl` or such folders.
+        A path leads to such a file, or to a folder that holds `race.json` or `history.jsonl`, or such
+        folders.
 
     Raises
     ------
