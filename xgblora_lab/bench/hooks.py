@@ -58,9 +58,11 @@ class Hook:
     after an exception. A run is one call of `Bench.rounds` (or `step`, `run`).
     """
 
-    def on_run_start(self, bench: Run) -> None: ...
+    def on_run_start(self, bench: Run) -> None:
+        """A run begins."""
 
-    def on_round_start(self, bench: Run, index: int) -> None: ...
+    def on_round_start(self, bench: Run, index: int) -> None:
+        """Round `index` has set up what it trains; its first step comes next."""
 
     def on_step(self, bench: Run, step: int, loss: Tensor) -> None:
         """step: number within the round; loss: of this step's batch before its update, detached."""
@@ -71,7 +73,8 @@ class Hook:
     def on_round_end(self, bench: Run, record: Round) -> Any:
         """Something true ends the run after this round."""
 
-    def on_run_end(self, bench: Run) -> None: ...
+    def on_run_end(self, bench: Run) -> None:
+        """The run is over, also where an exception ended it."""
 
 
 class Spectrum(Hook):

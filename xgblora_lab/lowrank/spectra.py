@@ -188,7 +188,7 @@ def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
     """Angles between the column spaces of two matrices, in radians, ascending, float64.
 
     X (d, m) and Y (d, n) need not be orthonormal; dependent columns count once; nan or inf is a ValueError.
-    There are as many angles as the smaller space has dimensions. Those below π/4 come from their sine, since a
+    There are as many angles as the smaller space has dimensions. Those below π/4 come from their sine: a
     cosine cannot tell those below 1e-8 from zero.
 
     References
