@@ -176,7 +176,7 @@ def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
     stride = max(1, int((high - low) // 6))
     powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 2)
     ticks = [d * 10.0**n for n in powers for d in digits if n % stride == 0]
-    text = [si(t) + unit if unit else f"{t:,.0f}" if 1 <= t < 1e5 else f"{t:.6g}" for t in ticks]
+    text = [si(t) + unit if unit else f"{t:,.0f}" if t >= 1 else f"{t:.6g}" for t in ticks]
     return {"type": "log", "tickvals": ticks, "ticktext": text}
 
 

@@ -87,9 +87,9 @@ def pareto(
     _draw_front(plot, table, points, measure.ranked)
     for label in table["method"]:
         _draw(plot, label, points[points["method"] == label], table, looks[label])
-    note = (
-        f"left and {'up' if measure.ranked else 'down'} is better; small markers are runs, large ones medians"
-    )
+    note = f"left and {'up' if measure.ranked else 'down'} is better; "
+    several = table["runs"].max() > 1
+    note += "small markers are runs, large ones medians" if several else "one seed: differences may be chance"
     layout(plot, f"{told[:1].upper()}{told[1:]} against {x.replace('_', ' ')}", note)
     plot.update_layout(showlegend=True)
     _axes(plot, points, x, told)
@@ -210,13 +210,13 @@ def _words(table: pd.DataFrame, x: str, told: str, unknown: Sequence[str]) -> st
     def place(row: pd.Series) -> str:
         return f"{row['method']} ({brief(row['score'])} at {written(row['cost'])})"
 
-    ordered = table.sort_values("cost")
+    ordered = table[np.isfinite(table[["cost", "score"]]).all(axis=1)].sort_values("cost")
     front = [place(row) for _, row in ordered[ordered["front"]].iterrows()]
     behind = [place(row) for _, row in ordered[~ordered["front"]].iterrows()]
     what = f"{told[:1].upper()}{told[1:]} against {x.replace('_', ' ')}"
     text = f"{what}: on the Pareto front {'is' if len(front) == 1 else 'are'} {', '.join(front) or 'none'}."
     if behind:
-        text += f" Beaten by another method in one and not better in the other: {', '.join(behind)}."
+        text += f" Another method is better in one and no worse in the other than: {', '.join(behind)}."
     for _, row in table[table["diverged"] > 0].iterrows():
         text += f" {row['method']} diverged in {row['diverged']} of {plural(row['runs'], 'run')}."
     return text + (f" Not measured: {', '.join(unknown)}." if unknown else "")

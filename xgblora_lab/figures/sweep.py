@@ -26,8 +26,8 @@ FINISHED, EARLY, FAILED, DIVERGED = "finished", "ended early", "failed", "diverg
 def sweep(source: Race | History | Iterable[History]) -> Figure:
     """Learning rate × method as a matrix of dots, by how far each rate is behind the method's best.
 
-    Where a rate was tried with several sets of other knobs, its best score counts. The chosen rate is ringed. A rate that
-    failed or diverged is a cross.
+    Where a rate was tried with several sets of other knobs, its best score counts. The chosen rate
+    is ringed. A rate that failed or diverged is a cross.
 
     Parameters
     ----------
