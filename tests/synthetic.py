@@ -22,6 +22,7 @@ def history(
     *,
     steps: int = 20,
     hooks: bool = True,
+    measures: bool = False,
     diverged_at: int | None = None,
     speed: float = 0.2,
     seed: int = 0,
@@ -48,6 +49,12 @@ def history(
                 "spectrum": {m: _spectrum(n if boosting else rank, close) for m, n in times.items()},
                 "alignment": {m: min(0.98, close * (0.8 + 0.03 * i)) for i, m in enumerate(MODULES)},
                 "distance": {m: 1 - 0.9 * close * (0.8 + 0.03 * i) for i, m in enumerate(MODULES)},
+            }
+        if measures:
+            many = {"xgblora": 1, "lora": 3, "full": 0}.get(method, 2) * (t + 1) / rounds
+            measurements |= {
+                "intruders": {m: int(many * (1 + i % 2) + noise.random()) for i, m in enumerate(MODULES)},
+                "forgetting": (0.3 if boosting else 0.5) * (t + 1) / rounds + noise.normal(0, 0.01),
             }
         inside = np.linspace(loss, after, steps) + noise.normal(0, 0.04, steps)
         found.append(
@@ -92,14 +99,16 @@ def _spectrum(count: int, close: float) -> list[float]:
     return [close * s for s in TRUTH[MODULES[0]][:count]]
 
 
-def race(seeds: int = 3, grid: tuple[float, ...] = (1e-3, 1e-2, 1e-1)) -> list[History]:
+def race(
+    seeds: int = 3, grid: tuple[float, ...] = (1e-3, 1e-2, 1e-1), measures: bool = False
+) -> list[History]:
     """Three methods × learning rates × seeds; the middle learning rate is the best, and marked as chosen."""
     found = []
     for method, speed, peak in (("xgblora", 0.15, 512), ("lora", 0.2, 4096), ("full", 0.3, 262_144)):
         for i, lr in enumerate(grid):
             for seed in range(seeds):
                 pace = speed * (1 - 0.5 * abs(i - len(grid) // 2))
-                more = {"lr": lr, "chosen": i == len(grid) // 2, "hooks": False}
+                more = {"lr": lr, "chosen": i == len(grid) // 2, "hooks": False, "measures": measures}
                 found.append(history(method, speed=pace, seed=seed, peak=peak, **more))
     return found
 

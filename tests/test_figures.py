@@ -23,6 +23,7 @@ from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Spectrum
 from xgblora_lab.bench.records import History, RunSettings
 from xgblora_lab.methods import METHODS, Method, XGBLoRA, make_method
+from xgblora_lab.racing import Race
 
 
 def traces(figure: figures.Figure, name: str) -> list[go.Scatter]:
@@ -41,6 +42,9 @@ RUN = {
     "race": figures.race,
     "gains": figures.gains,
     "costs": figures.costs,
+    "intruders": figures.intruders,
+    "pareto": figures.pareto,
+    "sweep": figures.sweep,
 }
 DEGENERATE = {
     "one round": history(rounds=1),
@@ -50,6 +54,8 @@ DEGENERATE = {
     "another method": history("lora", rank=8),
     "bare": History("xgblora", rounds=history(hooks=False).rounds),
     "no rounds": History("xgblora"),
+    "measured": history(rounds=4, measures=True),
+    "measured, then nan": history(rounds=4, measures=True, diverged_at=2),
 }
 
 
@@ -438,6 +444,152 @@ def test_costs_are_medians_of_the_chosen_runs() -> None:
     assert [t.name for t in figure.plot.data] == ["trainable", "gradients", "optimizer", "seconds per step"]
     assert figure.plot.layout.xaxis.type == "log"
     assert "512 times" in figure.text
+
+
+# Figures 9, 10, 11: the sweep, the score's price, intruders.
+
+
+def swept() -> Race:
+    """A race with all kinds of trials: LoRA's rates finished, ended early, failed, diverged; two of the best."""
+    runs = race(seeds=1)
+    for run in runs:
+        better = {"metric": "accuracy", "greater_is_better": True}
+        run.settings, run.scores = replace(run.settings, **better), {"dev": 0.8}
+    trials = [
+        {"label": "lora", "lr": lr, "knobs": {}, "chosen": dev == 0.8, "dev": dev}
+        for lr, dev in ((1e-4, None), (1e-3, 0.6), (1e-2, 0.8), (1e-1, None), (1.0, "nan"))
+    ]
+    trials.append({"label": "lora", "lr": 1e-2, "knobs": {"rank": 2}, "chosen": False, "dev": 0.7})
+    return Race(runs, trials=trials, failures={"lora, lr 0.1, seed 0": "RuntimeError: out of memory"})
+
+
+def test_the_sweep_has_every_trial_of_a_race_and_how_it_ended() -> None:
+    figure = figures.sweep(swept())
+    table = figure.table.set_index("lr")
+    assert table["outcome"].to_dict() == {
+        1e-4: "ended early",
+        1e-3: "finished",
+        1e-2: "finished",
+        1e-1: "failed",
+        1.0: "diverged",
+    }
+    assert table.loc[1e-2, "dev accuracy"] == 0.8  # the better one of its two sets of knobs
+    assert table.loc[1e-3, "behind"] == pytest.approx(0.25)
+    (dots,) = traces(figure, "finished")
+    assert list(dots.x) == [1e-3, 1e-2]
+    assert dots.marker.size[0] < dots.marker.size[1]
+    assert list(dots.marker.color) == pytest.approx([0.25, 0])
+    assert [list(t.x) for name in ("chosen", "failed or diverged") for t in traces(figure, name)] == [
+        [1e-2],
+        [1e-1, 1.0],
+    ]
+    assert figure.plot.layout.xaxis.type == "log"
+    assert "chosen 0.01 with 0.8, the best other 25 % behind" in figure.text
+    assert "Failed: lora at 0.1. Diverged: lora at 1." in figure.text
+    assert "edge" not in figure.text
+
+
+def test_a_sweep_of_histories_rings_the_marked_rate_or_says_that_none_is() -> None:
+    figure = figures.sweep(race(seeds=2))
+    assert list(figure.table[figure.table["chosen"]]["lr"]) == [1e-2] * 3
+    assert traces(figure, "failed or diverged") == []
+    assert "marked" not in figure.text
+    worse = race(seeds=1, grid=(1e-3, 1e-2))
+    for run in worse:
+        run.settings = replace(run.settings, chosen=False)
+    figure = figures.sweep(worse)
+    assert "No run was marked" in figure.text
+    assert figure.text.count("edge of its sweep") == 3
+    broken = [history(lr=lr, diverged_at=3 if lr == 1 else None) for lr in (0.1, 1)]
+    (cross,) = traces(figures.sweep(broken), "failed or diverged")
+    assert list(cross.x) == [1]
+    assert "it is not tuned" in figures.sweep(history()).text
+
+
+def test_a_trial_without_a_dev_score_is_ranked_by_its_history() -> None:
+    told = Race(
+        race(seeds=1), trials=[{"label": "lora", "lr": 1.0, "knobs": {}, "chosen": True, "dev": None}]
+    )
+    assert figures.sweep(told).text == figures.sweep(race(seeds=1)).text
+
+
+def scored(measures: bool = True) -> list[History]:
+    """Three methods with two seeds each; boosting forgets less, and LoRA is dominated by full fine-tuning."""
+    runs = [h for h in race(seeds=2, measures=measures) if h.settings.chosen]
+    for run in runs:
+        run.settings = replace(run.settings, metric="accuracy", greater_is_better=True)
+        test = {"xgblora": 0.7, "lora": 0.75, "full": 0.8}[run.method] + 0.02 * run.settings.seed
+        run.scores = {"dev": 0.1, "test": test}
+    return runs
+
+
+def test_the_front_has_what_no_other_method_beats() -> None:
+    runs = scored()
+    figure = figures.pareto(runs)
+    table = figure.table.set_index("method")
+    for run in runs[:2]:
+        cost = run[-1].measurements["forgetting"]
+        assert cost in [x for t in traces(figure, "xgblora") for x in t.x]
+    assert table.loc["full", "test accuracy (median)"] == pytest.approx(0.81)
+    assert table["front"].to_dict() == {"xgblora": True, "lora": False, "full": True}
+    (front,) = traces(figure, "Pareto front")
+    assert list(front.y)[1:-1] == pytest.approx([0.71, 0.81])
+    assert figure.plot.layout.xaxis.type is None
+    small, large = traces(figure, "lora")
+    assert (len(small.x), len(large.x)) == (2, 1)
+    assert large.marker.size > small.marker.size
+    assert "no worse in the other than: lora" in figure.text
+    lower = figures.pareto(runs, greater_is_better=False).table.set_index("method")
+    assert lower["front"].to_dict() == {"xgblora": True, "lora": False, "full": False}
+
+
+def test_memory_is_gradients_and_optimizer_on_a_logarithmic_axis() -> None:
+    figure = figures.pareto(scored(), x="memory")
+    assert figure.table.set_index("method").loc["lora", "memory"] == 12 * 4096
+    assert figure.plot.layout.xaxis.type == "log"
+    assert figure.table["front"].all()  # each pays more and is better
+    assert "lora (0.76 at 49.2 kB)" in figure.text
+    assert figures.pareto(scored(), x="seconds").table["seconds"].tolist() == pytest.approx([10, 16, 16])
+
+
+def test_a_front_says_what_it_lacks() -> None:
+    assert "No forgetting was measured" in notes(figures.pareto(scored(measures=False)))
+    mixed = [h for h in scored() if h.method != "full"] + scored(measures=False)[-2:]
+    assert figures.pareto(mixed).text.endswith("Not measured: full.")
+    broken = scored()
+    broken[0].scores["test"] = math.nan
+    figure = figures.pareto(broken)
+    assert "xgblora diverged in 1 of 2 runs" in figure.text
+    assert not figure.table.set_index("method").loc["xgblora", "front"]  # a seed that diverged is the worst
+    with pytest.raises(ValueError, match=r"against 'beauty'; accepted are forgetting, memory"):
+        figures.pareto(scored(), x="beauty")
+    with pytest.raises(ValueError, match="No history has the score 'f1'; scores are: dev, test"):
+        figures.pareto(scored(), score="f1")
+
+
+def test_intruders_are_means_over_modules_and_medians_over_seeds() -> None:
+    runs = race(seeds=3, measures=True)
+    figure = figures.intruders(runs)
+    mine = [h for h in runs if h.method == "lora" and h.settings.chosen]
+    means = [np.mean(list(h[-1].measurements["intruders"].values())) for h in mine]
+    (line,) = traces(figure, "lora")
+    assert line.y[-1] == pytest.approx(np.median(means))
+    assert list(line.x) == [r.step for r in mine[0]]
+    last = figure.table[(figure.table["method"] == "lora") & (figure.table["steps"] == 400)].iloc[0]
+    assert (last["lowest"], last["highest"]) == pytest.approx((min(means), max(means)))
+    assert (last["seeds"], last["modules"]) == (3, 6)
+    assert "median and range over 3 seeds" in figure.plot.layout.title.subtitle.text
+    assert "fewest first: full" in figure.text
+    assert "Not measured" not in figure.text
+
+
+def test_intruders_name_the_methods_in_which_none_were_measured() -> None:
+    assert "hooks=[Intruders()]" in notes(figures.intruders(race(seeds=1)))
+    runs = [history(measures=True), history("lora")]
+    figure = figures.intruders(runs)
+    assert figure.text.endswith("Not measured: lora.")
+    assert traces(figure, "lora") == []
+    assert "one seed" in figure.plot.layout.title.subtitle.text
 
 
 # The common language.

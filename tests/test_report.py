@@ -165,6 +165,16 @@ def test_the_story_skips_what_was_not_measured_and_says_so() -> None:
     assert "gains" not in other.figures  # equal shares of the same modules would say nothing
 
 
+def test_a_race_shows_its_sweep_its_price_and_what_was_measured() -> None:
+    bare = sections(race(seeds=1))[0]
+    assert list(bare.figures) == ["race", "loss", "costs", "sweep", "memory"]
+    measured = sections(race(seeds=1, measures=True))[0]
+    assert list(measured.figures) == [*bare.figures, "forgetting", "intruders"]
+    seeds = sections([history(seed=s) for s in range(2)])[0]  # one method at one rate has nothing to compare
+    assert list(seeds.figures) == ["race", "loss", "costs"]
+    assert "intruders" in sections([history(measures=True)])[0].figures
+
+
 def test_images_need_a_renderer_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import plotly.graph_objects as go
 

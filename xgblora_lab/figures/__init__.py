@@ -8,6 +8,9 @@
     figures.gains(history, by="layer")       where the gain comes from
     figures.boosting_map(table)              when boosting wins
     figures.costs(histories)                 memory and time
+    figures.sweep(race)                      learning rates tried, and what the others lose
+    figures.pareto(histories, x="memory")    the score against what it costs
+    figures.intruders(histories)             directions that the base does not know
 
 All are pure functions: they read records, train nothing and change nothing.
 """
@@ -19,10 +22,13 @@ from xgblora_lab.figures.alignment import alignment
 from xgblora_lab.figures.boosting_map import boosting_map
 from xgblora_lab.figures.costs import costs
 from xgblora_lab.figures.gains import gains
+from xgblora_lab.figures.intruders import intruders
 from xgblora_lab.figures.loss import loss
+from xgblora_lab.figures.pareto import pareto
 from xgblora_lab.figures.race import race
 from xgblora_lab.figures.ranks import ranks
 from xgblora_lab.figures.spectrum import spectrum
+from xgblora_lab.figures.sweep import sweep
 
 __all__ = [
     "AXES",
@@ -33,9 +39,12 @@ __all__ = [
     "boosting_map",
     "costs",
     "gains",
+    "intruders",
     "loss",
+    "pareto",
     "race",
     "ranks",
     "spectrum",
     "style",
+    "sweep",
 ]

@@ -180,3 +180,45 @@ def rises(history: History, name: str) -> bool:
     if any(word in name for word in losses):
         return False
     return settings.greater_is_better or not settings.metric
+
+
+def measure_of(
+    runs: Sequence[History], y: str = "residual", score: str | None = None, greater: bool | None = None
+) -> Measure:
+    """What runs are judged by, where the caller left it open.
+
+    Parameters
+    ----------
+    runs : sequence of History
+        At least one.
+    y, score, greater
+        As `Measure`; `greater` None takes the direction that the task names.
+
+    Raises
+    ------
+    ValueError
+        Where no run has a `y`.
+    """
+    if y != "residual" and not any(hasattr(r, y) or y in r.measurements for h in runs for r in h):
+        raise ValueError(
+            f"No history measured {y!r}: use 'residual', a field of Round, or a hook's measurement."
+        )
+    if score is None and y == "residual" and all("dev" in h.scores for h in runs):
+        score = "dev"  # what `race` tunes by
+    if greater is not None:
+        return Measure(y, greater, score, greater)
+    return Measure(y, rises(runs[0], y), score, rises(runs[0], score or y))
+
+
+def in_words(history: History, measure: Measure) -> str:
+    """What the sweep is ranked by, in words."""
+    if measure.score is None:
+        return "last residual loss" if measure.y == "residual" else f"last {measure.y.replace('_', ' ')}"
+    return score_name(history, measure.score)
+
+
+def score_name(history: History, score: str) -> str:
+    """`race` keeps the metric's value on a split under the split's name."""
+    if score in ("dev", "test"):
+        return f"{score} {history.settings.metric}".strip()
+    return score.replace("_", " ")

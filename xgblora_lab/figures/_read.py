@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from xgblora_lab.bench.records import History, Round
 
@@ -79,6 +80,29 @@ def array(values: Iterable[Any]) -> Array:
 def measured(history: History, key: str) -> list[tuple[Round, Any]]:
     """The rounds that carry a hook's measurement, with it."""
     return [(r, r.measurements[key]) for r in history if r.measurements.get(key) is not None]
+
+
+def by_module(history: History, key: str) -> pd.DataFrame:
+    """A hook's measurement by module.
+
+    Parameters
+    ----------
+    history : History
+        Of one run.
+    key : str
+        The measurement: a number per module, or one for all.
+
+    Returns
+    -------
+    DataFrame (measured rounds, modules)
+        Indexed by the round. A module that is not measured again keeps its last value.
+    """
+    rows = {}
+    for r, found in measured(history, key):
+        named = found if isinstance(found, Mapping) else {"all": found}
+        rows[r.index] = {name: number(value) for name, value in named.items()}
+    frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    return frame.ffill() if not frame.empty else frame
 
 
 def residual(history: History) -> tuple[Array, str]:

@@ -86,6 +86,48 @@ def points(colour: str, marker: str, size: float = 10, shown: int = 12) -> dict[
     return {"color": colour, "symbol": marker, "size": size, "maxdisplayed": shown}
 
 
+def banded(
+    plot: go.Figure, x: Any, curves: tuple[Any, Any, Any], name: str, look: Style, **place: Any
+) -> None:
+    """Add three traces: the lowest and the highest of several seeds with the area between, and the median.
+
+    Parameters
+    ----------
+    plot : plotly.graph_objects.Figure
+        Changed in place.
+    x : array (T,)
+        What the curves are drawn against.
+    curves : tuple of three arrays (T,)
+        Median, lowest and highest; of one seed, three times the same.
+    name : str
+        In the legend.
+    look : Style
+        Of the method.
+    **place
+        Row and column, as for `add_scatter`.
+    """
+    mid, low, high = curves
+    hidden = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    group = {"legendgroup": name} | place
+    plot.add_scatter(x=x, y=low, **hidden, **group)
+    plot.add_scatter(x=x, y=high, fill="tonexty", fillcolor=_faint(look.colour), **hidden, **group)
+    plot.add_scatter(
+        x=x,
+        y=mid,
+        name=name,
+        mode="lines+markers",
+        line=look.line(3.5),
+        marker=look.points(),
+        hovertemplate="%{x:,}: %{y:.4g}<extra>" + name + "</extra>",
+        **group,
+    )
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.16)"
+
+
 def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) -> go.Figure:
     """The common look: large type, a title on the left, thin grid, the legend below the axes."""
     heading: dict[str, Any] = {"text": title, "pad": {"t": 14}, "font": {"size": 22, "color": INK}}
@@ -134,7 +176,7 @@ def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
     stride = max(1, int((high - low) // 6))
     powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 2)
     ticks = [d * 10.0**n for n in powers for d in digits if n % stride == 0]
-    text = [si(t) + unit if unit else f"{t:,.0f}" if 1 <= t < 1e5 else f"{t:.6g}" for t in ticks]
+    text = [si(t) + unit if unit else f"{t:,.0f}" if t >= 1 else f"{t:.6g}" for t in ticks]
     return {"type": "log", "tickvals": ticks, "ticktext": text}
 
 

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures._figure import Figure, blank
-from xgblora_lab.figures._read import brief, measured, natural, number, plural, short, single, subject
+from xgblora_lab.figures._read import brief, by_module, natural, plural, short, single, subject
 from xgblora_lab.figures._style import BLUE, GREY, VERMILLION, layout, points
 
 MISSING = (
@@ -71,7 +71,7 @@ def alignment(history: History | Iterable[History]) -> Figure:
         For several histories.
     """
     history = single(history)
-    frames = {key: frame for key in KINDS if not (frame := _by_round(history, key)).empty}
+    frames = {key: frame for key in KINDS if not (frame := by_module(history, key)).empty}
     title = "Subspace alignment with the truth"
     if not frames:
         return blank(title, MISSING)
@@ -84,16 +84,6 @@ def alignment(history: History | Iterable[History]) -> Figure:
         top = [0, 1.04] if key == "alignment" else None
         plot.update_yaxes(title_text=KINDS[key].axis, range=top, rangemode="tozero", row=1, col=column)
     return Figure(plot, _words(history, frames), _table(frames))
-
-
-def _by_round(history: History, key: str) -> pd.DataFrame:
-    """Rows: rounds; columns: modules; a module that is not measured again keeps its last value."""
-    rows = {}
-    for r, found in measured(history, key):
-        by_module = found if isinstance(found, Mapping) else {"all": found}
-        rows[r.index] = {name: number(value) for name, value in by_module.items()}
-    frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
-    return frame.ffill() if not frame.empty else frame
 
 
 def _draw(plot: go.Figure, kind: _Kind, frame: pd.DataFrame, column: int) -> None:

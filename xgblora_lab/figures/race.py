@@ -13,9 +13,9 @@ from plotly.subplots import make_subplots
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures._figure import Figure, blank
-from xgblora_lab.figures._lanes import AXES, Lane, Measure, lanes, rises
+from xgblora_lab.figures._lanes import AXES, Lane, Measure, in_words, lanes, measure_of, rises, score_name
 from xgblora_lab.figures._read import brief, listed, number, plural, unit
-from xgblora_lab.figures._style import GREY, INK, layout, log_ticks, ratio_axis, say
+from xgblora_lab.figures._style import GREY, INK, banded, layout, log_ticks, ratio_axis, say
 from xgblora_lab.racing.summary import edge, median, spread
 
 
@@ -68,10 +68,10 @@ def race(
     runs = [h for h in runs if len(h)]
     if not runs:
         return blank("Convergence race", "No history in this race has a round yet: run the race first.")
-    measure = _measure(runs, y, score, greater_is_better)
+    measure = measure_of(runs, y, score, greater_is_better)
     field = lanes(runs, measure)
     goal = target if target is not None else _goal(field, measure.greater)
-    told = _told(runs[0], measure)
+    told = in_words(runs[0], measure)
     table = _table(field, goal, measure, told)
     name = f"loss ({unit(runs[0])})" if y == "residual" else y.replace("_", " ")
     plot = _plot(field, x, measure, name, told)
@@ -95,32 +95,6 @@ def _plot(field: Sequence[Lane], x: str, measure: Measure, name: str, told: str)
     return plot
 
 
-def _measure(runs: Sequence[History], y: str, score: str | None, greater: bool | None) -> Measure:
-    if y != "residual" and not any(hasattr(r, y) or y in r.measurements for h in runs for r in h):
-        raise ValueError(
-            f"No history measured {y!r}: use 'residual', a field of Round, or a hook's measurement."
-        )
-    if score is None and y == "residual" and all("dev" in h.scores for h in runs):
-        score = "dev"  # what `race` tunes by
-    if greater is not None:
-        return Measure(y, greater, score, greater)
-    return Measure(y, rises(runs[0], y), score, rises(runs[0], score or y))
-
-
-def _told(history: History, measure: Measure) -> str:
-    """What the sweep is ranked by, in words."""
-    if measure.score is None:
-        return "last residual loss" if measure.y == "residual" else f"last {measure.y.replace('_', ' ')}"
-    return _score_name(history, measure.score)
-
-
-def _score_name(history: History, score: str) -> str:
-    """`race` keeps the metric's value on a split under the split's name."""
-    if score in ("dev", "test"):
-        return f"{score} {history.settings.metric}".strip()
-    return score.replace("_", " ")
-
-
 def _goal(field: Sequence[Lane], greater: bool) -> float:
     """The worst method's best median; nan for a single method."""
     curves = [lane.mid[np.isfinite(lane.mid)] for lane in field]
@@ -140,23 +114,9 @@ def _canvas(swept: bool) -> go.Figure:
 
 
 def _draw(plot: go.Figure, lane: Lane, x: str) -> None:
-    """Three traces per method, in the order that the menu relies on: band, its edge, the median."""
-    at, name = lane.spent[x], lane.label
-    hidden = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-    group = {"legendgroup": name, "row": 1, "col": 1}
+    """Three traces per method, on which the menu relies."""
     low, high = (lane.low, lane.high) if len(lane.entry.runs) > 1 else (lane.mid, lane.mid)
-    plot.add_scatter(x=at, y=low, **hidden, **group)
-    plot.add_scatter(x=at, y=high, fill="tonexty", fillcolor=_faint(lane.look.colour), **hidden, **group)
-    plot.add_scatter(
-        x=at,
-        y=lane.mid,
-        name=name,
-        mode="lines+markers",
-        line=lane.look.line(3.5),
-        marker=lane.look.points(),
-        hovertemplate="%{x:,}: %{y:.4g}<extra>" + name + "</extra>",
-        **group,
-    )
+    banded(plot, lane.spent[x], (lane.mid, low, high), lane.label, lane.look, row=1, col=1)
 
 
 def _draw_sweep(plot: go.Figure, lane: Lane, measure: Measure) -> None:
@@ -191,11 +151,6 @@ def _draw_goal(plot: go.Figure, goal: float) -> None:
     place = {"x": 0.01, "xref": "x domain", "xanchor": "left", "y": height, "yref": "y", "yanchor": "bottom"}
     font = {"size": 15, "color": INK}
     plot.add_annotation(text=f"target {brief(goal)}", showarrow=False, font=font, **place)
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.16)"
 
 
 def _layout(plot: go.Figure, field: Sequence[Lane], name: str) -> None:
@@ -272,7 +227,7 @@ def _table(field: Sequence[Lane], goal: float, measure: Measure, told: str) -> p
         if math.isfinite(goal):
             row[f"steps to {brief(goal)}"] = measure.steps(lane.entry, goal)
         if tests := [number(h.scores["test"]) for h in runs if "test" in h.scores]:
-            row[_score_name(runs[0], "test")] = median(tests, rises(runs[0], "test"))
+            row[score_name(runs[0], "test")] = median(tests, rises(runs[0], "test"))
         row |= {axis.replace("_", " "): float(lane.spent[axis][-1]) for axis in AXES}
         rows.append(row)
     table = pd.DataFrame(rows)

@@ -111,6 +111,15 @@ def _race(runs: list[History]) -> Section:
     prose = f"{plural(len(runs), 'run')} of {', '.join(labels)}. Curves show the learning rate that was"
     prose += " chosen for each; the sweep it was chosen from stands beside them."
     drawn = {"race": figures.race(runs), "loss": figures.loss(runs), "costs": figures.costs(runs)}
+    tuned = chosen(runs)
+    if len({(h.label, h.settings.lr) for h in runs}) > len(labels):
+        drawn["sweep"] = figures.sweep(runs)
+    if len({h.label for h in tuned if len(h)}) > 1:
+        drawn["memory"] = figures.pareto(runs, x="memory")
+        if any(measured(h, "forgetting") for h in tuned):
+            drawn["forgetting"] = figures.pareto(runs, x="forgetting")
+    if any(measured(h, "intruders") for h in tuned):
+        drawn["intruders"] = figures.intruders(runs)
     return Section("The race", prose, drawn)
 
 
@@ -129,6 +138,8 @@ def _run(run: History, alone: bool) -> Section:
         drawn |= {"spectrum": figures.spectrum(run), "ranks": figures.ranks(run)}
     if measured(run, "alignment") or measured(run, "distance"):
         drawn["alignment"] = figures.alignment(run)
+    if alone and measured(run, "intruders"):
+        drawn["intruders"] = figures.intruders(run)
     if _gains_differ(run):
         drawn["gains"] = figures.gains(run)
     if alone:
