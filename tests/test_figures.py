@@ -450,7 +450,7 @@ def test_costs_are_medians_of_the_chosen_runs() -> None:
 
 
 def swept() -> Race:
-    """A race with all kinds of trials: LoRA's rates finished, ended early, failed, diverged; two of the best."""
+    """A race with all kinds of trials: finished, ended early, failed, diverged; two runs of the best."""
     runs = race(seeds=1)
     for run in runs:
         better = {"metric": "accuracy", "greater_is_better": True}
