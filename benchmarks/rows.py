@@ -36,7 +36,7 @@ from xgblora_lab.methods.base import adamw
 def steps(quick: bool) -> Iterator[Row]:
     """The optimizer step, in processor time."""
     size, times = (TINY, 3) if quick else (MINILM, 15)
-    third = bench_of(XGBLoRA(modules_per_round=1 / 3), size)
+    third = bench_of(XGBLoRA(selection="random", modules_per_round=1 / 3), size)
     works: dict[str, Callable[[], Any]] = {
         "peft": pefts_step(size)[0],
         "rank 1": our_step(bench_of(XGBLoRA(selection="all"), size)),
@@ -231,7 +231,7 @@ def going_back(quick: bool) -> Iterator[Row]:
     """Rewinding, against training again."""
     size, count = (TINY, 8) if quick else (MINILM, 200)
     kappa = 20
-    bench = bench_of(XGBLoRA(modules_per_round=1 / 3, steps_per_round=1), size)
+    bench = bench_of(XGBLoRA(selection="random", modules_per_round=1 / 3, steps_per_round=1), size)
     one_step = statistics.median(timed(bench.step) for _ in range(4))
     generator = torch.Generator().manual_seed(0)
     names = list(bench.modules)
@@ -276,7 +276,7 @@ def imports(quick: bool) -> Iterator[Row]:
 def growth(quick: bool) -> Iterator[Row]:
     """Whether round 1000 costs what round 10 does."""
     few, many = (5, 30) if quick else (10, 1000)
-    bench = bench_of(XGBLoRA(modules_per_round=1 / 3, steps_per_round=1), TINY)
+    bench = bench_of(XGBLoRA(selection="random", modules_per_round=1 / 3, steps_per_round=1), TINY)
     early, late, window = [], [], 5 if quick else 60
     for _ in range(many + window):
         spent = timed(bench.step)
