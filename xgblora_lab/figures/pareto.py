@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -83,19 +83,31 @@ def pareto(
         return blank(title, f"No run has a finite {told} and cost: all diverged. Lower the learning rate.")
     table = _table(points, measure.ranked)
     looks = variants(runs)
+    plot = _plot(points, table, looks, x, told, measure.ranked)
+    unknown = [label for label in looks if label not in set(table["method"])]
+    text = _words(table, x, told, unknown)
+    return Figure(plot, text, table.rename(columns={"cost": x, "score": f"{told} (median)"}))
+
+
+def _plot(
+    points: pd.DataFrame,
+    table: pd.DataFrame,
+    looks: Mapping[str, tuple[str, int]],
+    x: str,
+    told: str,
+    greater: bool,
+) -> go.Figure:
     plot = go.Figure()
-    _draw_front(plot, table, points, measure.ranked)
+    _draw_front(plot, table, points, greater)
     for label in table["method"]:
         _draw(plot, label, points[points["method"] == label], table, looks[label])
-    note = f"left and {'up' if measure.ranked else 'down'} is better; "
+    note = f"left and {'up' if greater else 'down'} is better; "
     several = table["runs"].max() > 1
     note += "small markers are runs, large ones medians" if several else "one seed: differences may be chance"
     layout(plot, f"{told[:1].upper()}{told[1:]} against {x.replace('_', ' ')}", note)
     plot.update_layout(showlegend=True)
     _axes(plot, points, x, told)
-    unknown = [label for label in looks if label not in set(table["method"])]
-    text = _words(table, x, told, unknown)
-    return Figure(plot, text, table.rename(columns={"cost": x, "score": f"{told} (median)"}))
+    return plot
 
 
 def _measure(runs: Sequence[History], score: str | None, greater: bool | None) -> Measure:
