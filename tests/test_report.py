@@ -15,7 +15,7 @@ from synthetic import cells, history, race
 
 from xgblora_lab import figures
 from xgblora_lab.bench.records import History
-from xgblora_lab.files import write_json
+from xgblora_lab.racing import Race
 from xgblora_lab.report.contents import histories, sections
 from xgblora_lab.report.page import export_images, report
 
@@ -132,9 +132,7 @@ def test_runs_are_read_from_folders_and_files(tmp_path: Path) -> None:
     one, two = history(rounds=2), history("lora", rounds=2)
     one.save(tmp_path / "a" / "history.jsonl")
     two.save(tmp_path / "b" / "history.jsonl")
-    write_json(
-        tmp_path / "race" / "race.json", {"settings": {}, "histories": [h.to_dict() for h in race(seeds=1)]}
-    )
+    Race(race(seeds=1)).save(tmp_path / "race")
     assert [h.method for h in histories([tmp_path / "a", two])] == ["xgblora", "lora"]
     assert len(histories(tmp_path / "race")) == 9
     assert [h.to_dict() for h in histories(tmp_path / "a" / "history.jsonl")] == [one.to_dict()]
