@@ -101,6 +101,7 @@ def our_step(bench: Bench) -> Callable[[], None]:
     """One optimizer step of the bench's own loop, on a round that has begun."""
     batches = bench.trainer.batches(0)
     bench._measure.begin_round(0)
+    bench._running = True  # as inside a round, where gradients may be probed
     bench.method.begin_round(bench, 0)
     parameters = list(bench.method.trainable().values())
     optimizer = bench.method.make_optimizer(parameters)
