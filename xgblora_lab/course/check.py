@@ -41,6 +41,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether the answer is right."""
         return self.status == "right"
 
     def __str__(self) -> str:
