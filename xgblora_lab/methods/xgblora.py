@@ -207,7 +207,7 @@ class XGBLoRA(Method):
         stretch = self.steps_per_round
         if len(losses) < 2 * stretch or len(losses) % stretch:
             return False
-        return has_stopped_falling(torch.stack([*losses[-2 * stretch :]]).double().cpu())
+        return has_stopped_falling(torch.stack(list(losses[-2 * stretch :])).double().cpu())
 
     @torch.no_grad()
     def leave_taken(self) -> None:
