@@ -26,8 +26,8 @@ def field(**rates: float) -> list[Method]:
         "xgblora1": XGBLoRA(round_warmup=5),
         "lora8": LoRA(rank=8),
         "xgblora8": XGBLoRA(rank=8, round_warmup=5),
-        "lora64": LoRA(rank=64),
         "full": Full(),
+        "lora64": LoRA(rank=64),
     }
     methods = []
     for name, lr in rates.items():
@@ -54,7 +54,7 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
             "data": books,
             "kind": "causal-lm",
             "max_length": 128,
-            "methods": field(lora1=3e-2, xgblora1=3e-2, lora8=3e-2, xgblora8=3e-2, full=3e-3),
+            "methods": field(lora1=3e-2, xgblora1=3e-2, lora8=3e-2, xgblora8=3e-2, full=3e-3, lora64=1e-2),
             "steps": 1000,
             "batch_size": 16,
             "limit": 400,

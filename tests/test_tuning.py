@@ -12,7 +12,7 @@ from test_summary import history
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
-from xgblora_lab.racing.tuning import EXTRA, STEP, Trial, plan, rates, tune
+from xgblora_lab.racing.tuning import BESIDE, EXTRA, STEP, Trial, plan, rates, tune
 
 
 class Recorder:
@@ -43,32 +43,32 @@ def test_every_method_has_the_same_number_of_trials_over_its_own_knobs() -> None
     lora = plan("lora", LoRA(), LoRA.knobs(120), 8)
     boosted = plan("xgblora", XGBLoRA(), XGBLoRA.knobs(120), 8)
     full = plan("full", Full(), Full.knobs(120), 8)
-    assert [len(p) for p in (lora, boosted, full)] == [8, 8, 8]
+    assert [len(p) for p in (lora, boosted, full)] == [8, 8 - BESIDE, 8]
     for trials in (lora, full):
         found = [t.lr for t in trials]
         assert [b / a for a, b in itertools.pairwise(found)] == pytest.approx([STEP] * 7, rel=1e-4)
         assert type(trials[0].method)().lr in found
-    assert {t.knobs.get("steps_per_round") for t in boosted} >= {20, 40, 60, 120}
-    for count in range(2, 17):  # no trial twice
+    assert {t.knobs.get("steps_per_round") for t in boosted} == {6, 20, 25, 40, 60, 120}
+    for count in range(4, 17):  # no trial twice
         many = plan("xgblora", XGBLoRA(), XGBLoRA.knobs(120), count)
-        assert len({(t.lr, tuple(t.knobs.items())) for t in many}) == count
+        assert len({(t.lr, tuple(t.knobs.items())) for t in many}) == count - BESIDE
     assert all(t.method.steps_per_round == t.knobs.get("steps_per_round", 20) for t in boosted)
     assert LoRA.knobs(120) == [{}]
     assert rates(1e-2, 1) == [1e-2]
 
 
-def test_the_better_third_goes_on_and_the_rest_ends_after_a_third_of_the_plan() -> None:
+def test_the_better_third_goes_on_and_the_rest_ends_after_half_of_the_plan() -> None:
     run = Recorder(valley(-3))
     trials = plan("lora", LoRA(lr=1e-3), [{}], 9)
     found = tune({"lora": trials}, run, ["lora"])["lora"]
-    assert run.count(1 / 3) == 9
+    assert run.count(1 / 2) == 9
     assert run.count(1.0) == 3
     assert found.best is not None
     assert found.trials[found.best].lr == pytest.approx(1e-3)
     assert sorted(found.runs) == [3, 4, 5]
     whole = Recorder(valley(-3))
     tune({"lora": trials}, whole)  # not adapted: nothing is pruned
-    assert (whole.count(1 / 3), whole.count(1.0)) == (0, 9)
+    assert (whole.count(1 / 2), whole.count(1.0)) == (0, 9)
 
 
 def test_a_best_rate_on_an_edge_extends_the_grid_until_it_is_inside() -> None:
@@ -83,6 +83,28 @@ def test_a_best_rate_on_an_edge_extends_the_grid_until_it_is_inside() -> None:
         assert abs(math.log10(grown.trials[grown.best].lr) - middle) < 0.126
     inside = tune({"lora": trials}, Recorder(valley(-3)), ["lora"])["lora"]
     assert len(inside.trials) == 8  # nothing is added where the best one is inside
+
+
+def test_the_rates_beside_the_best_trial_are_tried_with_its_other_knobs() -> None:
+    best = XGBLoRA.knobs(120)[4]
+
+    class Knobs(Recorder):
+        def __call__(self, trials: Sequence[Trial], share: float) -> list[History | None]:
+            found = super().__call__(trials, share)
+            for trial, run in zip(trials, found, strict=True):
+                if run is not None and trial.knobs != best:
+                    run.scores = {name: value + 9 for name, value in run.scores.items()}
+            return found
+
+    plans = {"xgblora": plan("xgblora", XGBLoRA(lr=1e-2), XGBLoRA.knobs(120), 8)}
+    for middle, count in ((-2, 8), (-1.5, 10)):  # the planned number where the best rate is the middle one
+        found = tune(plans, Knobs(valley(middle)), ["xgblora"])["xgblora"]
+        assert found.best is not None
+        top = found.trials[found.best]
+        assert top.knobs == best
+        assert math.log10(top.lr) == pytest.approx(middle, abs=1e-4)
+        assert found.edge == ""
+        assert len(found.trials) == count
 
 
 def test_the_grid_does_not_grow_for_ever_and_says_so() -> None:

@@ -148,16 +148,15 @@ class Method:
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
         """Sets of options, at least one, that a race of `steps` steps tries beside learning rates.
 
-        A method that merges tries rounds of K/6, K/3, K/2 and K steps, and merging at a plateau where it can;
-        any other has nothing to try unless it says so.
+        A method that merges tries rounds of K, K/6, K/20, K/2 and K/3 steps, and merging at a plateau where
+        it can; any other has nothing to try unless it says so.
         """
         if not cls.additive:
             return [{}]
-        found: list[dict[str, Any]] = [
-            {"steps_per_round": k} for k in sorted({max(1, round(steps / part)) for part in (6, 3, 2, 1)})
-        ]
+        lengths = dict.fromkeys(max(1, round(steps / part)) for part in (1, 6, 20, 2, 3))
+        found: list[dict[str, Any]] = [{"steps_per_round": k} for k in lengths]
         if any(f.name == "merge" for f in dataclasses.fields(cls)):
-            found.append({"merge": "plateau", "steps_per_round": 25})
+            found.insert(4, {"merge": "plateau", "steps_per_round": 25})
         return found
 
     # Moments of the loop, in order. Each is told the loop, which knows the model, the modules and the data.

@@ -68,8 +68,8 @@ def race(
         the middle of the rates tried, and its other knobs are tuned. "all": every method there is.
     trials : int, default 8
         Trials of every method over its own knobs (`Method.knobs`) and learning rates a quarter decade apart
-        around its default; with the first seed, chosen by the dev score. After a third of the steps the worse
-        two thirds end. While a best rate is an edge of those tried, up to four further ones are.
+        around its default; with the first seed, chosen by the dev score. After half of the steps the worse
+        two thirds end. While the rates beside the best one have not been tried, up to four further ones are.
     lrs : sequence of float, optional
         Try exactly these learning rates, the same for every method, over the whole run, and no other knob.
     seeds : int, default 3

@@ -19,11 +19,15 @@ from xgblora_lab.methods import Method
 from xgblora_lab.racing.summary import best, edge
 
 STEP = 10**0.25  # a quarter decade
-# All trials of a method run the first third of the plan, and the better third of them all of it. A trial
-# that goes on begins again, with the same plan and therefore the same curve: no state has to be kept
-# anywhere. That costs 2/3 of all trials in full; a second rung, run again like this, would save nothing more.
-RUNG, KEPT = 1 / 3, 1 / 3
-EXTRA = 4  # further trials a method gets while its best rate is an edge
+# All trials of a method run the first half of the plan, and the better third of them all of it: what merging
+# gains shows after the first merges, so an earlier cut would end the trials that merge. A trial that goes on
+# begins again, with the same plan and therefore the same curve: no state has to be kept anywhere. That costs
+# 5/6 of all trials in full; a second rung, run again like this, would save nothing more.
+RUNG, KEPT = 1 / 2, 1 / 3
+# A method with several sets of knobs begins with so many trials fewer and spends them at the rates beside its
+# best trial: a rate is judged with the other knobs as they are.
+BESIDE = 2
+EXTRA = 4  # further trials a method gets while a rate beside its best one has not been tried
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,27 @@ class Tuned:
 
     @property
     def edge(self) -> str:
-        """On which edge of the rates tried the best one is: "lowest", "highest" or nothing."""
+        """On which edge of the rates tried, with its other knobs, the best one is.
+
+        "lowest", "highest" or nothing.
+        """
         if self.best is None:
             return ""
-        return edge(self.trials[self.best].lr, [trial.lr for trial in self.trials])
+        top = self.trials[self.best]
+        return edge(top.lr, [trial.lr for trial in self.trials if trial.knobs == top.knobs])
+
+    def beside(self) -> list[Trial]:
+        """The trials at the rates next to the best one's that have not been tried with its other knobs."""
+        if self.best is None:
+            return []
+        top = self.trials[self.best]
+        tried = [trial.lr for trial in self.trials if trial.knobs == top.knobs]
+        missing = []
+        if top.lr <= min(tried):
+            missing.append(top.at(_round(top.lr / STEP)))
+        if top.lr >= max(tried):
+            missing.append(top.at(_round(top.lr * STEP)))
+        return missing
 
 
 Run = Callable[[Sequence[Trial], float], "list[History | None]"]
@@ -108,9 +129,11 @@ def plan(label: str, method: Method, knobs: Sequence[Mapping[str, Any]], trials:
     Returns
     -------
     list of Trial
-        With one set of options: as many rates. With several: half as many rates, each with two of the sets,
-        taken in turn so that every set meets low and high rates.
+        With one set of options: as many rates. With several: two fewer, kept for the rates beside the best
+        one; half as many rates as trials, each with two of the sets, taken in turn.
     """
+    if len(knobs) > 1:
+        trials = max(2, trials - BESIDE)
     tried = rates(method.lr, trials if len(knobs) == 1 else math.ceil(trials / 2))
     found = []
     for i in range(trials):
@@ -153,12 +176,12 @@ def tune(plans: Mapping[str, Sequence[Trial]], run: Run, adapt: Iterable[str] = 
             tuned.best = order[best(merits, True)] if order else None
         going = {}
         for label, tuned in found.items():
-            if label in adapted and tuned.edge and begun[label] < EXTRA:
-                begun[label] += 1
-                top = tuned.trials[tuned.best or 0]
-                lr = top.lr * STEP if tuned.edge == "highest" else top.lr / STEP
-                tuned.trials.append(top.at(_round(lr)))
-                going[label] = [len(tuned.trials) - 1]
+            if label not in adapted:
+                continue
+            further = tuned.beside()[: EXTRA + (BESIDE if tuned.trials[0].knobs else 0) - begun[label]]
+            begun[label] += len(further)
+            going[label] = list(range(len(tuned.trials), len(tuned.trials) + len(further)))
+            tuned.trials += further
     return found
 
 
