@@ -23,7 +23,7 @@ MARKERS = (
 METHODS = (
     "xgblora", "lora", "full", "gora", "lora-ga", "lora-pro", "lora-rite",
     "rora", "beamlora", "lora-ggpo", "alora", "sora", "lora+", "dora",
-    "pissa", "adalora", "relora", "cola", "lora-mgpo",
+    "pissa", "adalora", "relora", "cola", "lora-mgpo", "adapad",
 )  # fmt: skip
 
 INK, GREY, PALE = "#222222", "#777777", "#DDDDDD"

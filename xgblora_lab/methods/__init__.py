@@ -8,6 +8,7 @@ from typing import Any
 
 from xgblora_lab.methods.base import Method
 from xgblora_lab.methods.family.adalora import AdaLoRA
+from xgblora_lab.methods.family.adapad import AdaPaD
 from xgblora_lab.methods.family.alora import ALoRA
 from xgblora_lab.methods.family.beamlora import BeamLoRA
 from xgblora_lab.methods.family.cola import COLA
@@ -48,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
         AdaLoRA,
         ReLoRA,
         COLA,
+        AdaPaD,
     )
 }
 
@@ -97,6 +99,7 @@ __all__ = [
     "METHODS",
     "ALoRA",
     "AdaLoRA",
+    "AdaPaD",
     "BeamLoRA",
     "Full",
     "GoRA",
