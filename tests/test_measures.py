@@ -12,6 +12,7 @@ from toy import ToyTask
 from xgblora_lab.bench import Bench
 from xgblora_lab.methods import LoRA, XGBLoRA
 from xgblora_lab.racing.measures import Forgetting, Intruders, Sharpness, intruders, top_eigenvalue
+from xgblora_lab.tasks.written import written
 
 
 def bench_of(method, model=None, **options):
@@ -84,6 +85,26 @@ def test_forgetting_is_the_change_of_the_loss_on_the_old_text():
     late.step()
     with pytest.raises(ValueError, match="before the run's first round"), late.hooked(Forgetting(old)):
         late.step()
+
+
+def test_without_a_text_forgetting_is_measured_on_what_the_base_writes():
+    model = tiny.tiny_llama()
+    text = written(model, rows=40, length=12, seed=3)
+    rows = torch.tensor([e.ids for e in text.splits["dev"]])
+    assert rows.shape == (40, 12)
+    assert len(rows.unique(dim=0)) == 40  # samples, not one sentence
+    assert torch.equal(rows, torch.tensor([e.ids for e in written(model, 40, 12, seed=3).splits["dev"]]))
+    assert not torch.equal(rows, torch.tensor([e.ids for e in written(model, 40, 12, seed=4).splits["dev"]]))
+    with torch.no_grad():  # what was sampled one token at a time is what the model gives the whole row
+        logits = model(rows).logits.double().log_softmax(-1)
+    dense = -logits[:, :-1].gather(-1, rows[:, 1:, None]).mean()
+    assert text.evaluate(model)["loss"] == pytest.approx(float(dense), rel=1e-5)
+    assert float(dense) < float(-logits[:, :-1].mean())  # likelier than tokens at random
+    bench = Bench(model, ToyTask(), XGBLoRA(lr=0.2, steps_per_round=4), hooks=[Forgetting()], steps=12)
+    measured = [r.measurements["forgetting"] for r in bench.rounds()]
+    assert measured[-1] > 1e-3
+    with pytest.raises(ValueError, match="GPT2ForSequenceClassification writes no text"):
+        written(tiny.tiny_gpt2(num_labels=2))
 
 
 def test_the_top_eigenvalue_is_that_of_the_dense_hessian():

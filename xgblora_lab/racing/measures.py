@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xgblora_lab import seeds
 from xgblora_lab.bench.hooks import Hook, Run
+from xgblora_lab.tasks.written import written
 
 if TYPE_CHECKING:
     from xgblora_lab.tasks.task import Task
@@ -88,8 +89,9 @@ class Forgetting(Hook):
 
     Parameters
     ----------
-    task : Task
-        On that text, for the same model; what it measures must need no head of its own.
+    task : Task, optional
+        On that text, for the same model; what it measures must need no head of its own. Default: text that
+        the base itself writes, see `tasks.written`, for a decoder with a language-modelling head.
     split : str
         Its split.
     limit : int, optional
@@ -98,12 +100,15 @@ class Forgetting(Hook):
         Measure after every so many rounds.
     """
 
-    def __init__(self, task: Task, split: str = "dev", limit: int | None = None, every: int = 1) -> None:
+    def __init__(
+        self, task: Task | None = None, split: str = "dev", limit: int | None = None, every: int = 1
+    ) -> None:
         self.task, self.split, self.limit, self.every = task, split, limit, every
         self._before: float | None = None
 
     def on_run_start(self, bench: Run) -> None:
         if len(bench.history) == 0:
+            self._text = self.task if self.task is not None else written(bench.model)
             self._before = self._loss(bench)
 
     def measure(self, bench: Run) -> Mapping[str, Any] | None:
@@ -115,7 +120,7 @@ class Forgetting(Hook):
 
     def _loss(self, bench: Run) -> float:
         with bench.accelerator.autocast():
-            return self.task.evaluate(bench.model, self.split, limit=self.limit)["loss"]
+            return self._text.evaluate(bench.model, self.split, limit=self.limit)["loss"]
 
 
 class Sharpness(Hook):
