@@ -564,6 +564,7 @@ tested = min(doc_limit, docs.size("test"))
 accuracy = {n: float(np.median([h.scores["test"] for h in text_race.chosen(n)])) for n in doc_names}
 noise = {n: (p * (1 - p) / tested) ** 0.5 for n, p in accuracy.items()}
 best, second, _ = sorted(doc_names, key=lambda n: -accuracy[n])
+apart_by = (noise[best] ** 2 + noise[second] ** 2) ** 0.5  # two scores, two errors
 display(
     text_race.table[
         ["chosen", "dev accuracy", "test accuracy", "peak parameters", "total parameters", "seconds"]
@@ -573,8 +574,9 @@ say(
     f"**{best}** has the highest test accuracy, {accuracy[best]:.3f}. Boosting has "
     f"{accuracy['XGBLoRA']:.3f}. One standard error on {tested} passages is {noise[best]:.3f}, so {best} and "
     f"{second} ({accuracy[second]:.3f}) are "
-    + ("further apart than" if accuracy[best] - accuracy[second] > 2 * noise[best] else "within")
-    + f" two standard errors of each other. {doc_steps} steps, {doc_seeds} seeds."
+    + ("further apart than" if accuracy[best] - accuracy[second] > 2 * apart_by else "within")
+    + f" two standard errors of a *difference*, which is √2 times as large: {apart_by:.3f}. "
+    f"{doc_steps} steps, {doc_seeds} seeds."
 )
 if any("edge" in lr for lr in text_race.table["chosen"]):
     say("A learning rate was chosen at the edge of the grid: widen it before you quote this.")

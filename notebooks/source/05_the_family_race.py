@@ -1063,18 +1063,21 @@ figure.update_yaxes(autorange="reversed").update_xaxes(title="spectrum of the ta
 
 # %%
 low, high = (ratios.stack().idxmin(), ratios.stack().idxmax())
+ahead = int((ratios.loc["COLA"] < ratios.loc["XGBLoRA"]).sum()) if "COLA" in ratios.index else 0
 say(
     f"The largest gain over LoRA of rank {rank}: {low[0]} on {low[1].replace('<br>', ', ')}, "
     f"{ratios.loc[low]:.2g} times its loss. The largest loss: {high[0]} on {high[1].replace('<br>', ', ')}, "
     f"{ratios.loc[high]:.2g} times. Cells in which XGBLoRA ends lower than LoRA of rank {rank}: "
     f"{int((ratios.loc['XGBLoRA'] < 1).sum())} of {ratios.shape[1]}; lower than LoRA of full rank: "
     f"{int((ratios.loc['XGBLoRA'] < ratios.loc['LoRA, full rank']).sum())}."
+    + (f" COLA, boosting with rank {rank}, ends lower than XGBLoRA in {ahead} of them." if ahead else "")
 )
 
 # %% [markdown]
 # Compare columns first, then rows. All methods whose update has rank *r* share one floor. Once LoRA stands on
 # it, the best that they can do is to tie. Only a higher rank gets below, and there is more below when the
-# spectrum is flat. Before LoRA reaches it, a better start or step can save time, and no more.
+# spectrum is flat. LoRA-GA may get below: it takes its own start away from the weight, so that its update has
+# a rank of up to 2*r*. Before LoRA reaches the floor, a better start or step can save time, and no more.
 
 # %% [markdown]
 # ## What to take away

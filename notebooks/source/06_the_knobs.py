@@ -630,9 +630,9 @@ say(
 
 # %% [markdown]
 # Errors of single merges pile up. A large error of the *update* need not be a large error of the *loss*: part
-# of it is noise that the inputs average out. But each merge adds to it (notebook 02 draws the curve), and it
-# does not come back. So the ensemble keeps its boosters in float32, and a half-precision weight follows from
-# all of them at once.
+# of it is noise that the inputs average out. But each merge adds its own, while the update grows too: as a
+# part of the update, the curve that notebook 02 draws stays flat and never falls. So the ensemble keeps its
+# boosters in float32, and a half-precision weight follows from all of them at once.
 
 # %% [markdown]
 # ### Exercise 12.1 · Too small to count
