@@ -148,12 +148,12 @@ class Method:
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
         """Sets of options, at least one, that a race of `steps` steps tries beside learning rates.
 
-        A method that merges tries rounds of K, K/6, K/20, K/2 and K/3 steps, and merging at a plateau where
+        A method that merges tries rounds of K/20, K/6, K/2, K and K/3 steps, and merging at a plateau where
         it can; any other has nothing to try unless it says so.
         """
         if not cls.additive:
             return [{}]
-        lengths = dict.fromkeys(max(1, round(steps / part)) for part in (1, 6, 20, 2, 3))
+        lengths = dict.fromkeys(max(1, round(steps / part)) for part in (20, 6, 2, 1, 3))
         found: list[dict[str, Any]] = [{"steps_per_round": k} for k in lengths]
         if any(f.name == "merge" for f in dataclasses.fields(cls)):
             found.insert(4, {"merge": "plateau", "steps_per_round": 25})
