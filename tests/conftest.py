@@ -15,6 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once, at import
 import ipaddress
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole notebooks first: two workers that take one test at a time then end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+    """The longest first: two workers that take one test at a time then end at about the same time."""
+    marks = ("notebook", "xdist_group", "long")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,26 @@ def offline_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels started in this test refuse connections that leave the machine (offline/sitecustomize.py)."""
     paths = [str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
+
+
+@pytest.fixture(scope="session")
+def by_two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left, in a folder for each module whose tests are to run (two_processes.py)."""
+    folder = tmp_path_factory.mktemp("two")
+    asking = {item.path.stem for item in request.session.items if request.fixturename in item.fixturenames}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(ROOT / "tests" / "two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command += [f"--master-port={port}", script, str(folder), *sorted(asking)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,9 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_an_error_hidden_in_a_widget_is_found(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "widget.ipynb", BROKEN[kind], "s.value = 3")
-    papermill.execute_notebook(str(path), None, kernel_name="python3", progress_bar=False)  # passes
+    papermill.execute_notebook(
+        str(path), None, kernel_name="python3", progress_bar=False, execution_timeout=60
+    )  # passes
     with pytest.raises(
         NotebookError, match="hidden in a widget's output: ValueError: broken callback"
     ) as caught:
@@ -184,6 +186,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out.html"
 
 
+@pytest.mark.xdist_group("page")
 def test_the_page_holds_the_plots_and_one_copy_of_plotly_js(page: Path) -> None:
     html = page.read_text()
     assert html.count('class="plotly-graph-div"') == 2
@@ -194,6 +197,7 @@ def test_the_page_holds_the_plots_and_one_copy_of_plotly_js(page: Path) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.xdist_group("page")
 def test_the_plots_are_visible_in_a_browser_without_a_network(page: Path, browser: Any) -> None:
     tab = browser.new_page()
     tab.route("http://**", lambda route: route.abort())
