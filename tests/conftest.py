@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: two workers that take one test at a time then end at about the same time."""
-    marks = ("notebook", "xdist_group", "long")
+    """Files with the longest tests first: two workers that take a file at a time then end together."""
+    marks = ("notebook", "long", "browser")
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
 
 
@@ -68,11 +68,10 @@ def offline_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def by_two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left, in a folder for each module whose tests are to run (two_processes.py)."""
+    """A folder with what the module's `in_two_processes` left when two processes ran it."""
     folder = tmp_path_factory.mktemp("two")
-    asking = {item.path.stem for item in request.session.items if request.fixturename in item.fixturenames}
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
         "ACCELERATE_USE_CPU": "true",
@@ -82,7 +81,7 @@ def by_two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         port = free.getsockname()[1]
     script = str(ROOT / "tests" / "two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={port}", script, str(folder), *sorted(asking)]
+    command += [f"--master-port={port}", script, str(folder), request.path.stem]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

@@ -13,8 +13,6 @@ import pytest
 
 from xgblora_lab.methods import METHODS
 
-pytestmark = pytest.mark.xdist_group("benchmarks")  # one run of them for all tests
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -218,9 +218,8 @@ def in_two_processes(folder: Path) -> None:
         bench.close()
 
 
-@pytest.mark.xdist_group("two processes")
 def test_two_processes_decide_alike_and_equal_one_with_twice_the_batch(by_two_processes):
-    left = by_two_processes / "test_family"
+    left = by_two_processes
     for name in METHODS:
         bench = Bench(
             tiny.tiny_gpt2().double(), ToyTask(), make_method(name, **options_of(name)), steps=6, batch_size=8

@@ -219,10 +219,9 @@ def in_two_processes(folder):
         bench.run(progress=False)
 
 
-@pytest.mark.xdist_group("two processes")
 def test_two_processes_look_at_one_gradient(by_two_processes):
     for method in lookers():
-        together = Ensemble.load(by_two_processes / "test_gora" / method.name)
+        together = Ensemble.load(by_two_processes / method.name)
         options = {"steps": 4, "probe_size": 0}
         alone, half = (
             Bench(tiny.tiny_gpt2().double(), ToyTask(), method, batch_size=n, **options) for n in (8, 4)

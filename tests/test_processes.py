@@ -34,7 +34,6 @@ def in_two_processes(folder: Path) -> None:
         bench.run(progress=False)
 
 
-@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("kind", CASES)
 def test_two_processes_equal_one_with_twice_the_batch(by_two_processes, kind):
     def one(batch_size: int) -> Bench:
@@ -42,7 +41,7 @@ def test_two_processes_equal_one_with_twice_the_batch(by_two_processes, kind):
         bench.run(progress=False)
         return bench
 
-    together, half = Ensemble.load(by_two_processes / "test_processes" / kind), one(4)
+    together, half = Ensemble.load(by_two_processes / kind), one(4)
     alone = one(8)
     for t in range(3):
         assert together[t].keys() == alone.ensemble[t].keys() == set(alone.history[t].modules)

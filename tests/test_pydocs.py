@@ -15,8 +15,6 @@ from tiny import tiny_tokenizer
 from xgblora_lab.tasks import pydocs
 from xgblora_lab.tasks.text import load_task
 
-pytestmark = pytest.mark.xdist_group("pydocs")  # Python's sources are read once for all tests
-
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, dict[str, list]]:

@@ -186,7 +186,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out.html"
 
 
-@pytest.mark.xdist_group("page")
 def test_the_page_holds_the_plots_and_one_copy_of_plotly_js(page: Path) -> None:
     html = page.read_text()
     assert html.count('class="plotly-graph-div"') == 2
@@ -197,7 +196,6 @@ def test_the_page_holds_the_plots_and_one_copy_of_plotly_js(page: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("page")
 def test_the_plots_are_visible_in_a_browser_without_a_network(page: Path, browser: Any) -> None:
     tab = browser.new_page()
     tab.route("http://**", lambda route: route.abort())

@@ -1,8 +1,4 @@
-"""What two processes of one run do, for all tests that ask: two interpreters are started once (conftest.py).
-
-The arguments are a folder and the names of test modules. Each of these has a function `in_two_processes`, and
-leaves what its tests read in a folder of its name.
-"""
+"""What each of two processes runs: `in_two_processes(folder)` of a test module (see conftest.py)."""
 
 from __future__ import annotations
 
@@ -14,5 +10,5 @@ import torch
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
-        importlib.import_module(name).in_two_processes(Path(sys.argv[1]) / name)
+    folder, name = sys.argv[1:]
+    importlib.import_module(name).in_two_processes(Path(folder))
