@@ -15,6 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once, at import
 import ipaddress
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole notebooks first: two workers that take one test at a time then end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+    """Files with the longest tests first: two workers that take a file at a time then end together."""
+    marks = ("notebook", "long", "browser")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,25 @@ def offline_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels started in this test refuse connections that leave the machine (offline/sitecustomize.py)."""
     paths = [str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
+
+
+@pytest.fixture(scope="module")
+def by_two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the module's `in_two_processes` left when two processes ran it."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(ROOT / "tests" / "two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command += [f"--master-port={port}", script, str(folder), request.path.stem]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="session")

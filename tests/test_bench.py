@@ -418,6 +418,7 @@ def test_a_saved_run_resumes_to_the_same_curve(method, tmp_path):
         resume(tmp_path, model(), task)
 
 
+@pytest.mark.long
 def test_a_killed_process_leaves_a_run_that_resumes(tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from test_processes import free_port
 from toy import ToyTask, equal, snapshot
 from transformers import AutoModelForSequenceClassification
 
@@ -204,50 +200,33 @@ def test_several_micro_batches_are_one_batch(name):
     assert once[0] != once[-1]
 
 
-SCRIPT = """
-import sys, torch, tiny
-from toy import ToyTask
-from xgblora_lab import Bench, Checkpoint
-from xgblora_lab.methods import METHODS, make_method
-from test_family import options_of
-torch.set_num_threads(1)
-for name in METHODS:
-    method = make_method(name, **options_of(name))
-    model = tiny.tiny_gpt2().double()
-    hooks = [Checkpoint(f"{sys.argv[1]}/{name}")]
-    bench = Bench(model, ToyTask(), method, steps=6, batch_size=4, hooks=hooks)
-    assert bench.accelerator.num_processes == 2
-    bench.run(progress=False)
-    decided = [[len(r.modules), r.peak_parameters, r.total_parameters] for r in bench.history]
-    mine = torch.tensor(decided, dtype=torch.float64)
-    updates = torch.cat([bench.update(n).flatten() for n in bench.modules])
-    for tensor in (mine, updates):
-        other = tensor.clone()
-        torch.distributed.broadcast(other, 0)
-        assert torch.equal(tensor, other), name
-    torch.save(updates, f"{sys.argv[1]}/{name}.pt")
-    bench.close()
-"""
+def in_two_processes(folder: Path) -> None:
+    for name in METHODS:
+        method = make_method(name, **options_of(name))
+        model = tiny.tiny_gpt2().double()
+        bench = Bench(model, ToyTask(), method, steps=6, batch_size=4, hooks=[Checkpoint(folder / name)])
+        assert bench.accelerator.num_processes == 2
+        bench.run(progress=False)
+        decided = [[len(r.modules), r.peak_parameters, r.total_parameters] for r in bench.history]
+        mine = torch.tensor(decided, dtype=torch.float64)
+        updates = torch.cat([bench.update(n).flatten() for n in bench.modules])
+        for tensor in (mine, updates):
+            other = tensor.clone()
+            torch.distributed.broadcast(other, 0)
+            assert torch.equal(tensor, other), name
+        torch.save(updates, folder / f"{name}.pt")
+        bench.close()
 
 
-def test_two_processes_decide_alike_and_equal_one_with_twice_the_batch(tmp_path):
-    (tmp_path / "run.py").write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={free_port()}", str(tmp_path / "run.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_decide_alike_and_equal_one_with_twice_the_batch(by_two_processes):
+    left = by_two_processes
     for name in METHODS:
         bench = Bench(
             tiny.tiny_gpt2().double(), ToyTask(), make_method(name, **options_of(name)), steps=6, batch_size=8
         )
         bench.run(progress=False)
         alone = torch.cat([bench.update(n).flatten() for n in bench.modules])
-        together = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        together = torch.load(left / f"{name}.pt", weights_only=True)
         torch.testing.assert_close(together, alone, atol=1e-7, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
         assert float(alone.norm()) > 1e-3
-    assert Ensemble.load(tmp_path / "lora").shapes
+    assert Ensemble.load(left / "lora").shapes

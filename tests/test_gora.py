@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from test_adapters import PackedLinear
-from test_processes import free_port
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench import Bench, Checkpoint
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import dense_weight
@@ -211,36 +206,22 @@ def test_the_base_stays_and_the_rounds_come_back(make, tmp_path):
     assert not torch.equal(staged[0], staged[1])
 
 
-SCRIPT = """
-import sys, torch, tiny
-from toy import ToyTask
-from xgblora_lab import Bench, Checkpoint
-from xgblora_lab.methods import make_method
-torch.set_num_threads(1)
-for spec in sys.argv[2:]:
-    model = tiny.tiny_gpt2().double()
-    hooks = [Checkpoint(sys.argv[1] + "/" + spec.split(":")[0])]
-    bench = Bench(model, ToyTask(), make_method(spec, lr=3e-3), steps=4, batch_size=4, hooks=hooks)
-    assert bench.accelerator.num_processes == 2
-    bench.run(progress=False)
-"""
+def lookers():
+    return GoRA(rank=4, r_min=1, passes=2, lr=3e-3), LoRAGA(rank=4, passes=2, lr=3e-3)
 
 
-def test_two_processes_look_at_one_gradient(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={free_port()}", str(script), str(tmp_path)]
-    command += ["gora:rank=4:r_min=1:passes=2", "lora-ga:rank=4:passes=2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for method in (GoRA(rank=4, r_min=1, passes=2, lr=3e-3), LoRAGA(rank=4, passes=2, lr=3e-3)):
-        together = Ensemble.load(tmp_path / method.name)
+def in_two_processes(folder):
+    for method in lookers():
+        model = tiny.tiny_gpt2().double()
+        hooks = [Checkpoint(folder / method.name)]
+        bench = Bench(model, ToyTask(), method, steps=4, batch_size=4, hooks=hooks)
+        assert bench.accelerator.num_processes == 2
+        bench.run(progress=False)
+
+
+def test_two_processes_look_at_one_gradient(by_two_processes):
+    for method in lookers():
+        together = Ensemble.load(by_two_processes / method.name)
         options = {"steps": 4, "probe_size": 0}
         alone, half = (
             Bench(tiny.tiny_gpt2().double(), ToyTask(), method, batch_size=n, **options) for n in (8, 4)

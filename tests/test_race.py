@@ -146,6 +146,7 @@ def test_any_executor_gives_the_same_race():
         assert same(run(executor=executor), run())
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # dask's own, at its start and end
 def test_a_dask_cluster_takes_over(tmp_path):
     distributed = pytest.importorskip("distributed")

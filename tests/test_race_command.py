@@ -7,36 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from xgblora_lab.cli import app
 from xgblora_lab.methods import METHODS
 from xgblora_lab.racing.race import Race
 
-SHORT = [
-    "--trials",
-    "1",
-    "--workers",
-    "1",
-    "--seeds",
-    "1",
-    "--steps",
-    "3",
-    "--steps-per-round",
-    "2",
-    "--batch-size",
-    "2",
-]
+pytestmark = pytest.mark.long
 
-
-def race(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "xgblora_lab.cli", "race", *SHORT, "--limit", "8", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+SHORT = ["--trials=1", "--seeds=1", "--steps=3", "--steps-per-round=2", "--batch-size=2", "--limit=8"]
 
 
 def test_all_methods_make_one_table_with_a_row_each(tmp_path: Path) -> None:
-    printed = race(tmp_path, "--methods", "all", "--out", "all")
-    rows = [line.split()[0] for line in printed.splitlines() if line]
+    arguments = ["race", *SHORT, "--workers", "1", "--methods", "all", "--max-length", "16", "--out", "all"]
+    command = [sys.executable, "-m", "xgblora_lab.cli", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line]
     assert [name for name in rows if name in METHODS] == list(METHODS)
     found = Race.load(tmp_path / "all")
     assert list(found.table.index) == list(METHODS)
@@ -49,9 +36,10 @@ def test_all_methods_make_one_table_with_a_row_each(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_runs_and_the_table_is_the_same(tmp_path: Path) -> None:
-    methods = ["--methods", "xgblora,lora:r=2", "--data", "planted"]
-    race(tmp_path, *methods, "--out", "two", "--workers", "2")
-    race(tmp_path, *methods, "--out", "one")
+    for name, workers in (("two", "2"), ("one", "1")):
+        arguments = ["race", *SHORT, "--methods", "xgblora,lora:r=2", "--data", "planted"]
+        done = CliRunner().invoke(app, [*arguments, "--workers", workers, "--out", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output[-3000:]
     two, one = (Race.load(tmp_path / name).table.drop(columns="seconds") for name in ("two", "one"))
     assert list(two.index) == ["xgblora", "lora:rank=2"]
     # Another number of threads sums in another order.

@@ -52,6 +52,7 @@ def test_ruff_format() -> None:
     tool("ruff", "format", "--check", "--quiet", ".")
 
 
+@pytest.mark.long
 def test_mypy() -> None:
     tool("mypy")
 
@@ -166,6 +167,7 @@ def test_files_stay_small(paths: list[str]) -> None:
         assert size <= LIMITS.get(Path(path).suffix, 100_000), f"{path} has {size} bytes"
 
 
+@pytest.mark.long
 def test_the_readmes_example_runs(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code = readme.split("<!-- example -->\n```python\n")[1].split("```\n<!-- /example -->")[0]

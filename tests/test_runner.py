@@ -149,7 +149,9 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_an_error_hidden_in_a_widget_is_found(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "widget.ipynb", BROKEN[kind], "s.value = 3")
-    papermill.execute_notebook(str(path), None, kernel_name="python3", progress_bar=False)  # passes
+    papermill.execute_notebook(
+        str(path), None, kernel_name="python3", progress_bar=False, execution_timeout=60
+    )  # passes
     with pytest.raises(
         NotebookError, match="hidden in a widget's output: ValueError: broken callback"
     ) as caught:

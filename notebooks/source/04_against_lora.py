@@ -55,13 +55,13 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 
 #            κ | rounds | learning rates | seeds | budgets in rounds, and their learning rates
 profiles = {
-    "ci": (8, 4, (0.03, 0.1, 0.3), 3, (1, 8), (0.03, 0.1)),
+    "ci": (6, 4, (0.03, 0.1), 2, (1, 6), (0.1,)),
     "laptop": (24, 8, (0.003, 0.01, 0.03, 0.1, 0.3), 4, (1, 8, 24, 60), (0.01, 0.03, 0.1)),
     "classroom": (24, 12, (0.003, 0.01, 0.03, 0.1, 0.3), 8, (1, 4, 12, 40, 120), (0.003, 0.01, 0.03, 0.1)),
 }
 #        real text: steps | rows | learning rates | seeds | test rows
 texts = {
-    "ci": (6, 200, (0.01,), 1, 60),
+    "ci": (6, 200, (0.01,), 1, 30),
     "laptop": (90, 2000, (0.001, 0.003, 0.01), 2, 10_000),
     "classroom": (400, 3000, (0.001, 0.003, 0.01, 0.03), 3, 10_000),
 }
@@ -69,7 +69,7 @@ if profile not in profiles:
     raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
 kappa, rounds, lrs, seeds, budgets, few_lrs = profiles[profile]
 steps = rounds * kappa  # the budget of the first races, in optimizer steps
-sequences = 512 if profile == "ci" else 2048  # to train on
+sequences = 256 if profile == "ci" else 2048  # to train on
 
 
 def say(text: str) -> None:

@@ -66,7 +66,7 @@ hidden = [f"model.layers.3.{part}" for part in ("self_attn.o_proj", "mlp.down_pr
 
 #            steps of a race: planted, text | steps_per_round | trials of a method | seeds | matrix
 profiles = {
-    "ci": (8, 4, 4, 1, 2, ((20,), (0.03,))),
+    "ci": (4, 2, 2, 1, 2, ((20,), (0.03,))),
     "laptop": (30, 30, 10, 4, 3, ((30, 90), (0.01, 0.03, 0.1))),
     "classroom": (200, 200, 20, 8, 5, ((30, 90, 270), (0.003, 0.01, 0.03, 0.1, 0.3))),
 }
@@ -784,7 +784,7 @@ budget = {
     "steps_per_round": steps_per_round,
     "batch_size": 8,
     "targets": targets,
-    "limit": 32 if profile == "ci" else 96,
+    "limit": 8 if profile == "ci" else 96,
 }
 budget |= {"trials": trials, "seeds": seeds, "progress": progress}
 

@@ -55,7 +55,7 @@ torch.set_num_threads(1)  # the model is so small that a second thread costs mor
 
 #            κ | rounds | learning rates | seeds | merges in half precision
 profiles = {
-    "ci": (8, 4, (0.03, 0.1), 1, 40),
+    "ci": (6, 4, (0.1,), 1, 40),
     "laptop": (20, 10, (0.01, 0.03, 0.1, 0.3), 2, 200),
     "classroom": (20, 20, (0.003, 0.01, 0.03, 0.1, 0.3), 4, 400),
 }
@@ -63,7 +63,7 @@ if profile not in profiles:
     raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
 kappa, rounds, lrs, seeds, merges = profiles[profile]
 steps = rounds * kappa  # the budget of every run
-sequences = 512 if profile == "ci" else 2048  # to train on
+sequences = 256 if profile == "ci" else 2048  # to train on
 
 
 def say(text: str) -> None:

@@ -64,7 +64,7 @@ from xgblora_lab.tasks.scores import classification_scores
 
 #            steps, κ, rows in a step | train rows, dev and test rows, tokens in a row | seeds, trials
 profiles = {
-    "ci": (24, 8, 8, 400, 60, 24, 1, 1),
+    "ci": (12, 4, 8, 400, 40, 24, 1, 1),
     "laptop": (120, 20, 16, 3000, 240, 40, 1, 4),
     "classroom": (400, 20, 32, 20_000, 1000, 128, 3, 4),
 }
