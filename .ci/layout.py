@@ -39,9 +39,9 @@ ROOMS = {
     "bench": "records hooks step measure fit rewind settings bench checkpoint",
     "racing": "tuning race summary",
     "figures": "",
-    "report": "contents page slides",
+    "report": "contents offline page slides",
     "widgets": "",
-    "course": "sources parameters execute check gallery",
+    "course": "sources parameters execute kernel watch watch_hooks hidden check lesson pages gallery serve",
 }
 # Beside the rooms: what all of them use, the lab model, and what stands on top.
 BESIDE = ("files", "seeds", "lab_model", "cli_race", "cli")

@@ -21,7 +21,8 @@ import typer
 from typer.testing import CliRunner
 
 from xgblora_lab import cli
-from xgblora_lab.course import sources
+from xgblora_lab.course import gallery as gallery_room
+from xgblora_lab.course import serve, sources
 
 SOURCE = """\
 # %% [markdown]
@@ -107,6 +108,18 @@ def test_help_loads_nothing_heavy() -> None:
         (["run", "1", "-p", "rounds=many"], "The parameter rounds of 01_first.ipynb is int; 'many' is not."),
         (["run", "1", "-p", "rounds"], "'rounds' is no parameter: write -p name=value."),
         (["run", "1", "--timeout", "0"], "must be more than 0 seconds"),
+        (["run", "1", "--timeout", "inf"], "must be more than 0 seconds and at most 1,000,000; it is inf."),
+        (["run", "1", "-p", "rounds=1", "-p", "rounds=2"], "given twice"),
+        (["run", "1", "-o", "out.html", "--html"], "out.html cannot hold the executed notebook"),
+        (["run", "²"], "² is neither a file"),
+        (["run", "x" * 5000], "is neither a file"),
+        (["open", "--port", "-1"], "--port is a number from 1 to 65535, not -1."),
+        (["open", "--port", "65536"], "not 65536."),
+        (["open", "."], "There are no notebooks in ."),
+        (["open", "/etc/passwd"], "passwd is not a notebook"),
+        (["open", "/etc"], "There are no notebooks in /etc"),
+        (["gallery", "--timeout", "nan"], "it is nan."),
+        (["gallery", "-n", "seven"], "seven is neither a file"),
         (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
         (["race", "--workers", "0"], "--workers is a number of processes, at least 1"),
         (["report", "."], "No run in .: it holds neither race.json nor history.jsonl."),
@@ -203,6 +216,29 @@ def test_open_headless_executes_and_keeps_the_readers_files(
     else:
         assert own.read_text() == "my work"
         assert (own.parent / "01_first.ipynb").is_file()
+
+
+def test_open_takes_a_folder_of_notebooks_but_none_of_the_system(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "b.txt").touch()
+    (here / "mine" / "own.ipynb").write_bytes(sources.find("2").read_bytes())
+    assert serve.openable("mine") == Path("mine/own.ipynb")
+    assert serve.openable("2") == sources.find("2")
+    monkeypatch.setattr(serve, "_SYSTEM", ((here / "mine").relative_to(here.anchor).as_posix(),))
+    with pytest.raises(ValueError, match="mine belongs to the system and is not served"):
+        serve.openable(here / "mine" / "own.ipynb")
+
+
+def test_a_gallery_of_chosen_notebooks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(gallery_room, "gallery", lambda out, paths, **options: asked.append(paths) or out)
+    own = here / "own.ipynb"
+    own.write_bytes(sources.find("2").read_bytes())
+    assert call(monkeypatch, "gallery", "site", "-n", "2", "--notebook", str(own)) == 0
+    assert call(monkeypatch, "gallery", "site") == 0
+    assert asked == [[sources.folder() / "instructor" / "02_second.ipynb", own], None]
 
 
 def fetch(address: str, tries: int = 60) -> bytes:

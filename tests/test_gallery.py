@@ -61,7 +61,7 @@ def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
     )
     assert page.index("01_one.html") < page.index("02_two.html")
     first = (index.parent / "01_one.html").read_text(encoding="utf-8")
-    assert 'class="plotly-graph-div"' in first
+    assert 'class="plot plotly-graph-div"' in first
     assert 'href="02_two.html#What-is-left"' in first
     assert "<pre>'ci'</pre>" in (index.parent / "02_two.html").read_text(encoding="utf-8")
 
@@ -151,7 +151,7 @@ display(ipywidgets.IntSlider(description="rounds"))"""
     ]
     nbformat.write(notebook, path)
     gallery(tmp_path / "site", [path], profile="ci", progress=False)
-    page = (tmp_path / "site" / "01_one.html").read_text(encoding="utf-8").split("</script>")[-1]
+    page = (tmp_path / "site" / "01_one.html").read_text(encoding="utf-8").split("</style>")[-1]
     outputs = page[page.index("application/vnd.jupyter.stderr") :]
     assert "step 2" in outputs
     assert "step 1" not in outputs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import math
 import re
@@ -16,7 +19,8 @@ from synthetic import cells, history, race
 from xgblora_lab import figures
 from xgblora_lab.bench.records import History
 from xgblora_lab.racing import Race
-from xgblora_lab.report.contents import histories, sections
+from xgblora_lab.report import offline
+from xgblora_lab.report.contents import histories, lead, sections
 from xgblora_lab.report.page import export_images, report
 
 
@@ -37,7 +41,7 @@ class Outline(HTMLParser):
             self.headings.append(int(tag[1]))
         if values.get("id"):
             self.ids.append(str(values["id"]))
-        if "src" in values or (tag == "link" and "href" in values):
+        if "src" in values or (tag == "link" and not str(values.get("href")).startswith("data:")):
             self.loads.append(str(values))
 
 
@@ -60,8 +64,10 @@ def test_a_run_becomes_one_file_that_loads_nothing(tmp_path: Path) -> None:
     page = outline(path)
     text = path.read_text(encoding="utf-8")
     assert page.loads == []
-    assert text.count("plotly.js v") == 1  # embedded, once
-    assert path.stat().st_size < 6_000_000
+    assert text.count('id="plotlyjs"') == 1  # embedded, once, packed
+    assert path.stat().st_size < 2_400_000
+    assert '<meta name="description" content="In 6 rounds of xgblora, 120 optimizer steps, the' in text
+    assert '<link rel="icon" href="data:image' in text
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # no half-written file beside it
     assert len(contents(path)) == 6  # loss, spectrum, ranks, alignment, gains, costs
     for name in ("loss", "spectrum", "ranks", "alignment", "gains", "costs"):
@@ -171,6 +177,35 @@ def test_a_race_shows_its_sweep_its_price_and_what_was_measured() -> None:
     seeds = sections([history(seed=s) for s in range(2)])[0]  # one method at one rate has nothing to compare
     assert list(seeds.figures) == ["race", "loss", "costs"]
     assert "intruders" in sections([history(measures=True)])[0].figures
+
+
+def test_a_race_tells_no_empty_section_and_leads_with_its_result(tmp_path: Path) -> None:
+    told = sections(race(seeds=2))
+    assert [section.title for section in told] == ["The race", "xgblora on planted"]
+    assert all(section.figures for section in told)
+    said = lead(race(seeds=2))
+    assert re.fullmatch(
+        r"3 methods trained on the same data in the same order. full ended with the lowest loss, 0.508; "
+        r"lora with 0.553, xgblora with 0.638 \(medians over 2 seeds\).",
+        said,
+    )
+    page = report(race(seeds=2), tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f'<p class="lead">{said}</p>' in page
+    assert "None were recorded" not in page
+    assert "not finite at the end" in lead([history(diverged_at=0)])
+    assert "no finished round" in lead([History("xgblora")])
+
+
+def test_a_policy_lets_only_the_pages_own_scripts_run() -> None:
+    packed = offline.plotly_js()
+    said = offline.policy(["let a = 1;"], packed)
+    assert "default-src 'none'" in said
+    digest = base64.b64encode(hashlib.sha256(b"let a = 1;").digest()).decode()
+    assert f"script-src 'sha256-{digest}' 'sha256-{packed.hash}';" in said
+    assert "unsafe-inline" not in said.split("style-src")[0]
+    assert "script-src 'none'" in offline.policy([])
+    script = gzip.decompress(base64.b64decode(packed.base64))
+    assert base64.b64encode(hashlib.sha256(script).digest()).decode() == packed.hash
 
 
 def test_images_need_a_renderer_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

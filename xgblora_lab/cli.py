@@ -65,7 +65,7 @@ def options(
 @app.command("open")
 def open_(
     notebook: Annotated[
-        str, typer.Argument(help="A notebook by number, name or path: 2, one_matrix, my.ipynb.")
+        str, typer.Argument(help="A notebook by number, name or path, or a folder: 2, one_matrix, my.ipynb.")
     ] = "01",
     headless: Annotated[
         bool,
@@ -86,9 +86,10 @@ def open_(
     notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is. Stop
     it with Ctrl-C.
     """
-    from xgblora_lab.course import sources
+    from xgblora_lab.course import serve, sources
 
-    path = sources.find(notebook)
+    serve.check_port(port)
+    path = serve.openable(notebook)
     if path.parent == sources.folder():
         path = sources.working_copy() / path.name
     if headless:
@@ -122,14 +123,18 @@ def run(
         bool, typer.Option("--html", help="Also write a page beside it whose plots show without a network.")
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600,
+    warnings: Annotated[
+        bool, typer.Option("--warnings", help="Let a warning end the run like an error.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the notebook's parameters and leave.")] = False,
 ) -> None:
     """Execute a notebook from top to bottom and keep the result.
 
     Example: xgblora-lab run 01 -p rounds=8 --html
 
-    An unknown parameter, a value of the wrong type, a cell that takes too long and an error hidden in a
-    widget each end the run with a sentence.
+    An unknown parameter, a value of the wrong type, a cell that takes too long and a hidden error (in a
+    widget, a task, a thread, a shell command, a captured or logged traceback) each end the run with a
+    sentence.
     """
     from xgblora_lab.course import sources
     from xgblora_lab.course.parameters import parameters_of
@@ -141,10 +146,14 @@ def run(
                 f"{name}: {p['type'] or 'any'} = {p['default']}" + (f"  # {p['help']}" if p["help"] else "")
             )
         return
-    values = dict(_assignment(text) for text in parameter or [])
+    pairs = [_assignment(text) for text in parameter or []]
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("A parameter is given twice: write -p name=value once for each.")
     if profile is not None:
         values["profile"] = profile.value
-    _execute(path, values, out or Path("runs") / path.name, html=html, timeout=timeout)
+    out = out or Path("runs") / path.with_suffix(".ipynb").name
+    _execute(path, values, out, html=html, timeout=timeout, warnings=warnings)
 
 
 app.command()(cli_race.race)
@@ -192,6 +201,10 @@ def report(
 @app.command()
 def gallery(
     out: Annotated[Path, typer.Argument(help="Folder for the pages and their index.")] = Path("gallery"),
+    notebook: Annotated[
+        list[str] | None,
+        typer.Option("--notebook", "-n", help="Only this one, by number, name or path; repeatable."),
+    ] = None,
     profile: Annotated[
         Profile, typer.Option(help="Size of the runs: ci, laptop (as the notebooks stand), classroom.")
     ] = Profile.laptop,
@@ -199,18 +212,25 @@ def gallery(
 ) -> None:
     """Execute every notebook, solutions included, to pages with an index, and check their links.
 
-    Example: xgblora-lab gallery site --profile ci
+    Example: xgblora-lab gallery site --profile ci -n 01 -n 02
     """
     from xgblora_lab.course.gallery import gallery as gallery_
+    from xgblora_lab.course.gallery import solved
 
+    paths = [solved(name) for name in notebook] if notebook else None
     if profile is Profile.ci:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    typer.echo(f"Gallery: {gallery_(out, profile=profile.value, timeout=timeout)}")
+    typer.echo(f"Gallery: {gallery_(out, paths, profile=profile.value, timeout=timeout)}")
 
 
-def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float) -> None:
+def _execute(
+    path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float, warnings: bool = False
+) -> None:
     """Run, then say where the result lies."""
     from xgblora_lab.course.execute import run_notebook
+
+    if out.suffix != ".ipynb" or out.is_dir():
+        raise ValueError(f"{out} cannot hold the executed notebook: give --out a file that ends in .ipynb.")
 
     if out.resolve() == path.resolve():
         raise ValueError(f"{out} is the notebook itself; choose another name for the result with --out.")
@@ -218,7 +238,7 @@ def _execute(path: Path, values: dict[str, Any], out: Path, *, html: bool, timeo
         # on matrices as small as these, threads only wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     page = out.with_suffix(".html") if html else None
-    result = run_notebook(path, values, output=out, html=page, timeout=timeout)
+    result = run_notebook(path, values, output=out, html=page, timeout=timeout, warnings=warnings)
     typer.echo(f"{path.name} ran in {result.seconds:.0f} s: {out}" + (f" and {page}" if page else ""))
 
 

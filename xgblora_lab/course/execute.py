@@ -2,24 +2,27 @@
 
 Papermill ignores a misspelt parameter, has no time-out by default, and passes a notebook in which a widget's
 callback raised, because that error went to an `Output` widget. `run_notebook` refuses the parameter and stops
-the slow cell, each with a sentence. It looks for hidden errors in the widgets' state, and then drops this
-state, because one live plotly figure takes 5 MB of it.
+the slow cell, each with a sentence. A last cell of its own finds the errors that no cell shows. The
+widgets' state is looked through and then dropped, because one live plotly figure takes 5 MB of it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
-import tempfile
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgblora_lab.course.check import MIME as _CHECK
-from xgblora_lab.course.pages import VIEW, to_html, without_views
+from xgblora_lab.course.hidden import END, cell_name, ending, plain, reported
+from xgblora_lab.course.hidden import NotebookError as NotebookError  # it is raised here
+from xgblora_lab.course.hidden import hidden_errors as hidden_errors
+from xgblora_lab.course.kernel import kernel_manager, scratch_folder
+from xgblora_lab.course.lesson import lesson
+from xgblora_lab.course.pages import to_html, without_views
 from xgblora_lab.course.parameters import check_parameters
 from xgblora_lab.course.sources import read
 from xgblora_lab.files import write_text
@@ -27,26 +30,7 @@ from xgblora_lab.files import write_text
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-_WIDGETS = "application/vnd.jupyter.widget-state+json"
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_TRACEBACK = "Traceback (most recent call last)"
-
-
-class NotebookError(RuntimeError):
-    """A notebook did not run as it should; `str()` of it is one sentence for the reader.
-
-    Attributes
-    ----------
-    cell : int or None
-        The index of the cell in the executed notebook; None where no cell can be named.
-    traceback : str
-        The kernel's own traceback as plain text; may be empty.
-    """
-
-    def __init__(self, message: str, cell: int | None = None, traceback: str = "") -> None:
-        super().__init__(message)
-        self.cell = cell
-        self.traceback = traceback
+_LONGEST = 1e6  # seconds, eleven days
 
 
 @dataclass(frozen=True)
@@ -69,6 +53,7 @@ def run_notebook(
     output: str | Path | None = None,
     html: str | Path | None = None,
     timeout: float = 120,
+    warnings: bool = False,
     progress: bool = True,
 ) -> Executed:
     """Execute a notebook from top to bottom in a fresh kernel of this very interpreter.
@@ -86,6 +71,8 @@ def run_notebook(
         Where a self-contained page goes whose plotly figures show without a network.
     timeout : float, default 120
         Seconds that each cell may take.
+    warnings : bool, default False
+        Let a warning end the run like an error.
     progress : bool, default True
         Show papermill's bar over the cells.
 
@@ -94,19 +81,19 @@ def run_notebook(
     FileNotFoundError
         There is no such notebook.
     ValueError
-        A parameter is unknown or of the wrong type, or `timeout` is not positive.
+        A parameter is unknown or of the wrong type, or `timeout` is no number of seconds.
     NotebookError
-        A cell failed or took too long, or an error was hidden in a widget or a thread.
+        A cell failed or took too long, or an error was hidden: in a widget's output, a captured or printed
+        traceback, a task, a thread, a shell command, a log.
     """
     import nbformat
 
     name = Path(path).name
     values = check_parameters(path, parameters or {})
-    if timeout <= 0:
-        raise ValueError(f"The time-out per cell must be more than 0 seconds; it is {timeout:g}.")
+    check_timeout(timeout)
     usage: dict[str, float] = {}
     notebook, failure = _execute(read(path), name, values, timeout, progress, usage)
-    failure = failure or next(hidden_errors(notebook, name), None)
+    failure = failure or _hidden(notebook, name, warnings)
     _clean(notebook, name)
     if failure is not None:
         if output is not None:
@@ -117,8 +104,29 @@ def run_notebook(
     if output is not None:
         write_text(output, nbformat.writes(notebook))
     if html is not None:
-        write_text(html, to_html(notebook, title=Path(name).stem))
+        write_text(html, to_html(notebook, title=lesson(notebook).title or Path(name).stem))
     return _executed(notebook, output, html, usage)
+
+
+def check_timeout(timeout: float) -> None:
+    """Raise ValueError where a time-out in seconds is not more than 0 or not finite."""
+    if not (math.isfinite(timeout) and 0 < timeout <= _LONGEST):
+        limits = f"more than 0 seconds and at most {_LONGEST:,.0f}"
+        raise ValueError(f"The time-out per cell must be {limits}; it is {timeout:g}.")
+
+
+def _hidden(notebook: NotebookNode, name: str, warnings: bool) -> NotebookError | None:
+    """Return the first hidden error, which holds all of them; None where there is none."""
+    found = list(hidden_errors(notebook, name, warnings=warnings))
+    if not found and reported(notebook) is None:
+        index, source = _last_started(notebook)
+        found = [NotebookError(f"{name}, {cell_name(source)}: failed, and its error was suppressed.", index)]
+    for failure in found[:1]:
+        failure.hidden = found
+        if len(found) > 1:
+            failure.args = (f"{failure} ({len(found) - 1} more hidden)",)
+        return failure
+    return None
 
 
 def _executed(
@@ -153,9 +161,10 @@ def _execute(
 
     stopped = ""
     failure: NotebookError | None = None
+    notebook.cells.append(ending(timeout))
     # a folder of its own: papermill reads braces in a path as a format, and writes beside its output
-    with tempfile.TemporaryDirectory(prefix="xgblora-lab-") as scratch, _quiet_papermill():
-        copied, executed = Path(scratch) / "notebook.ipynb", Path(scratch) / "executed.ipynb"
+    with scratch_folder() as scratch, _quiet_papermill():
+        copied, executed = scratch / "notebook.ipynb", scratch / "executed.ipynb"
         nbformat.write(notebook, copied)
         try:
             papermill.execute_notebook(
@@ -167,12 +176,12 @@ def _execute(
                 progress_bar=progress,
                 # traitlets wants whole seconds
                 execution_timeout=max(1, round(timeout)),
-                kernel_manager_class=_kernel_manager(usage),
+                kernel_manager_class=kernel_manager(usage, scratch),
                 autosave_cell_every=0,
             )
         except PapermillExecutionError as error:
-            message = f"{name}, {_cell_name(error.source)}: {error.ename}: {error.evalue}".rstrip(": ")
-            failure = NotebookError(message, error.cell_index, _plain(error.traceback))
+            message = f"{name}, {cell_name(error.source)}: {error.ename}: {error.evalue}".rstrip(": ")
+            failure = NotebookError(message, error.cell_index, plain(error.traceback))
         except CellTimeoutError:
             stopped = f"took longer than {timeout:g} seconds and was stopped; "
             stopped += "allow more time, or choose smaller parameters."
@@ -181,46 +190,8 @@ def _execute(
         notebook = nbformat.read(executed, as_version=4)
     if stopped:
         index, source = _last_started(notebook)
-        failure = NotebookError(f"{name}, {_cell_name(source)}: {stopped}", index)
+        failure = NotebookError(f"{name}, {cell_name(source)}: {stopped}", index)
     return notebook, failure
-
-
-def hidden_errors(notebook: NotebookNode, name: str = "notebook") -> Iterator[NotebookError]:
-    """Yield the errors that papermill lets pass.
-
-    Parameters
-    ----------
-    notebook : NotebookNode
-        An executed notebook with its widgets' state.
-    name : str
-        What to call it in the sentences.
-
-    Yields
-    ------
-    NotebookError
-        One for every error in an `Output` widget, and for every traceback that a thread or task printed.
-    """
-    state = notebook.metadata.get("widgets", {}).get(_WIDGETS, {}).get("state", {})
-    for model, widget in state.items():
-        for out in widget.get("state", {}).get("outputs") or []:
-            if widget.get("model_name") == "OutputModel" and out.get("output_type") == "error":
-                index = _shown_by(notebook, state, model)
-                place = (
-                    "a widget that no cell shows"
-                    if index is None
-                    else _cell_name(notebook.cells[index].source)
-                )
-                message = f"{name}, {place}: hidden in a widget's output: {out['ename']}: {out['evalue']}"
-                yield NotebookError(message, index, _plain(out.get("traceback", [])))
-    for index, cell in enumerate(notebook.cells):
-        for out in cell.get("outputs", []):
-            if out.output_type == "error":
-                yield NotebookError(f"{name}, {_cell_name(cell.source)}: {out.ename}: {out.evalue}", index)
-            elif out.output_type == "stream" and out.name == "stderr" and _TRACEBACK in out.text:
-                last = out.text.strip().splitlines()[-1]
-                place = f"{name}, {_cell_name(cell.source)}"
-                message = f"{place}: a traceback on stderr (a thread or task failed): {last}"
-                yield NotebookError(message, index, _plain([out.text]))
 
 
 @contextmanager
@@ -235,67 +206,6 @@ def _quiet_papermill() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _kernel_manager(usage: dict[str, float]) -> type:
-    """Make a kernel manager that starts this interpreter's ipykernel, whatever kernels are installed.
-
-    What the kernel used goes into `usage` when it is stopped.
-    """
-    import zmq
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
-
-    class ThisInterpreter(AsyncKernelManager):
-        @default("transport_encryption")
-        def _encrypted(self) -> str:
-            return "auto" if zmq.has("curve") else "disabled"  # unencrypted, the kernel prints a warning
-
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            # figures as data: small notebooks, and `to_html` draws them
-            return KernelSpec(**get_kernel_dict(), env={"PLOTLY_RENDERER": "plotly_mimetype"})
-
-        async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            with suppress(OSError):  # the kernel may be gone
-                usage.update(_used(getattr(self.provisioner, "pid", None) or 0))
-            await super()._async_shutdown_kernel(now=now, restart=restart)
-
-        shutdown_kernel = _async_shutdown_kernel  # as in the class above
-
-    return ThisInterpreter
-
-
-def _used(pid: int) -> dict[str, float]:
-    """Return a process's processor seconds and peak memory in bytes; nothing where there is no /proc."""
-    home = Path(f"/proc/{pid}")
-    if not home.is_dir():
-        return {}
-    fields = (home / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()  # from the third one on
-    used = {"cpu_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")}
-    # not `ru_maxrss`: that begins at the memory of the process that started this one
-    match = re.search(
-        r"^VmHWM:\s+(\d+) kB", (home / "status").read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
-    return used | ({"peak_bytes": 1024.0 * int(match[1])} if match else {})
-
-
-def _shown_by(notebook: NotebookNode, state: Mapping[str, Any], model: str) -> int | None:
-    """Return the index of the first cell whose output shows the widget `model`, itself or inside a box."""
-    for index, cell in enumerate(notebook.cells):
-        pending = [o["data"][VIEW]["model_id"] for o in cell.get("outputs", []) if VIEW in o.get("data", {})]
-        seen = set()
-        while pending:
-            current = pending.pop()
-            if current == model:
-                return index
-            if current not in seen:
-                seen.add(current)
-                children = state.get(current, {}).get("state", {}).get("children") or []
-                pending += [str(child).removeprefix("IPY_MODEL_") for child in children]
-    return None
-
-
 def _last_started(notebook: NotebookNode) -> tuple[int | None, str]:
     """Return the index and the source of the cell that ran last."""
     started = [
@@ -306,18 +216,9 @@ def _last_started(notebook: NotebookNode) -> tuple[int | None, str]:
     return started[-1] if started else (None, "")
 
 
-def _cell_name(source: str) -> str:
-    """Name a cell by its first line, as the reader sees it."""
-    line = next((line.strip() for line in source.splitlines() if line.strip()), "")
-    return f"cell `{line if len(line) <= 60 else line[:57] + '...'}`" if line else "a cell"
-
-
-def _plain(traceback: list[str]) -> str:
-    return _ANSI.sub("", "\n".join(traceback))
-
-
 def _clean(notebook: NotebookNode, name: str) -> None:
-    """Drop widget state and the paths of the machine that ran it."""
+    """Drop the last cell, which is ours, widget state, and the paths of the machine that ran it."""
+    notebook.cells = [cell for cell in notebook.cells if END not in cell.metadata.get("tags", [])]
     notebook.metadata.pop("widgets", None)
     record = notebook.metadata.get("papermill", {})
     record.pop("environment_variables", None)

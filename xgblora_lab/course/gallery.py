@@ -7,40 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from xgblora_lab.course import sources
-from xgblora_lab.course.execute import run_notebook
+from xgblora_lab.course.execute import check_timeout, run_notebook
+from xgblora_lab.course.lesson import lesson
 from xgblora_lab.course.parameters import parameters_of
 from xgblora_lab.files import write_text
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a notebook says about itself at its head; each text is empty where it says nothing."""
-
-    title: str
-    question: str
-    time: str  # to work through it
-
-
-def lesson(notebook: NotebookNode) -> Lesson:
-    """Read title, question and time from the first Markdown cell with a heading.
-
-    The title is its first line, the question the first paragraph that is wholly in italics, and the time what
-    follows `**Time.**` up to the end of the sentence.
-    """
-    heads = (c.source for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# "))
-    head = next(heads, "")
-    title = head.partition("\n")[0].removeprefix("# ").strip()
-    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", head)]
-    italics = (m[1] for p in paragraphs if (m := re.fullmatch(r"[*_](?![*_])(.+?)(?<![*_])[*_]", p)))
-    time = re.search(r"\*\*Time\.\*\* ([^.]+)\.", " ".join(paragraphs))
-    return Lesson(title, next(italics, ""), time[1] if time else "")
+from xgblora_lab.report.offline import ICON, policy
 
 
 def gallery(
@@ -75,6 +49,8 @@ def gallery(
     ------
     FileNotFoundError
         A notebook is missing.
+    FileExistsError
+        `out` is a file.
     NotebookError
         A notebook does not run.
     ValueError
@@ -84,6 +60,9 @@ def gallery(
     from jinja2 import Environment, PackageLoader
 
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; a gallery needs a folder.")
+    check_timeout(timeout)
     found = [Path(path) for path in paths] if paths is not None else sources.shipped(instructor=True)
     names = [path.stem for path in found]
     if len(set(names)) < len(names) or "index" in names:
@@ -98,10 +77,16 @@ def gallery(
         rows.append((page.name, about, run.seconds))
     index = out / "index.html"
     templates = Environment(loader=PackageLoader("xgblora_lab.course"), autoescape=True)
-    write_text(index, templates.get_template("gallery.html").render(rows=rows))
+    write_text(index, templates.get_template("gallery.html").render(rows=rows, icon=ICON, policy=policy([])))
     if broken := broken_links([index, *(out / f"{name}.html" for name in names)]):
         raise ValueError(f"Broken links in the gallery {out}: {'; '.join(broken)}.")
     return index
+
+
+def solved(name: str) -> Path:
+    """Find a notebook as `sources.find` does; of ours, take the instructor's version."""
+    path = sources.find(name)
+    return path.parent / sources.INSTRUCTOR / path.name if path.parent == sources.folder() else path
 
 
 def broken_links(pages: Iterable[str | Path]) -> list[str]:

@@ -39,18 +39,13 @@ def parameters_of(path: str | Path) -> dict[str, dict[str, str]]:
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, or it is not a Python notebook.
+        There is no such file, it is not a Python notebook, or its cell of parameters is not Python.
     """
     cells = read(path).cells
     cell = next((c for c in cells if "parameters" in c.metadata.get("tags", [])), None)
-    source = cell.source if cell else ""
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    tree, comments = _parsed(cell.source if cell else "", Path(path).name)
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(source).body:
+    for node in tree.body:
         if isinstance(node, ast.AnnAssign):
             targets: list[ast.expr] = [node.target]
             kind = ast.unparse(node.annotation)
@@ -63,6 +58,20 @@ def parameters_of(path: str | Path) -> dict[str, dict[str, str]]:
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         found |= {name: {"type": kind, "default": default, "help": comment} for name in names}
     return found
+
+
+def _parsed(source: str, notebook: str) -> tuple[ast.Module, dict[int, str]]:
+    """Return the syntax tree of the cell of parameters, its magics as calls, and its comments by line."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        python = TransformerManager().transform_cell(source)
+        tree = ast.parse(python)
+        tokens = list(tokenize.generate_tokens(io.StringIO(python).readline))
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
+        what = f"The cell tagged `parameters` of {notebook} is not Python ({error})"
+        raise ValueError(f"{what}; mend it, or take the tag off.") from None
+    return tree, {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
 
 
 def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

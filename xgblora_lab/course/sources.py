@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -88,18 +89,16 @@ def find(name: str | Path) -> Path:
     FileNotFoundError
         No notebook fits, or several do; the sentence lists the candidates.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    key = f"{int(str(name)):02d}_" if str(name).isdigit() else str(name)
-    matches = [p for p in shipped() if (p.stem.startswith(key) if str(name).isdigit() else key in p.stem)]
+    if os.path.isfile(name):  # not `Path.is_file`, which raises where a name is too long
+        return Path(name)
+    number = str(name).isdecimal() and str(name).isascii()
+    key = f"{str(name).lstrip('0'):0>2}_" if number else str(name)
+    matches = [p for p in shipped() if (p.stem.startswith if number else p.stem.__contains__)(key)]
     if len(matches) == 1:
         return matches[0]
     known = ", ".join(p.stem for p in matches or shipped())
-    problem = (
-        f"{name} fits several notebooks" if matches else f"{name} is neither a file nor one of our notebooks"
-    )
-    raise FileNotFoundError(f"{problem}: give a path or one of {known}.")
+    problem = "fits several notebooks" if matches else "is neither a file nor one of our notebooks"
+    raise FileNotFoundError(f"{str(name)[:80]} {problem}: give a path or one of {known}.")
 
 
 def working_copy(target: Path = Path("xgblora-notebooks")) -> Path:
@@ -133,12 +132,13 @@ def read(path: str | Path) -> NotebookNode:
         raise FileNotFoundError(f"There is no notebook {path}.")
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (AttributeError, KeyError, TypeError, ValueError):
+        kernel = notebook.metadata.get("kernelspec", {})
+        known = notebook.metadata.get("language_info", {}).get("name") or kernel.get("language")
+        _ = [(c.cell_type, c.source.strip(), c.metadata.get("tags")) for c in notebook.cells]  # else damaged
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, nbformat.ValidationError):
         raise ValueError(f"{path.name} is not a notebook: give a file that ends in .ipynb.") from None
-    kernel = notebook.metadata.get("kernelspec", {})
-    language = notebook.metadata.get("language_info", {}).get("name") or kernel.get("language") or "python"
-    if language != "python":
-        raise ValueError(f"{path.name} is written in {language}; only Python notebooks run here.")
+    if known not in (None, "", "python"):
+        raise ValueError(f"{path.name} is written in {known}; only Python notebooks run here.")
     notebook.metadata["kernelspec"] = dict(_KERNEL)
     return notebook
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,11 +78,16 @@ class Figure:
         from IPython.display import display
 
         display(self.plot)
-        display({"text/plain": self.text, "text/markdown": f"*{self.text}*"}, raw=True)
+        display({"text/plain": self.text, "text/markdown": f"*{_plain(self.text)}*"}, raw=True)
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bundle = self.plot._repr_mimebundle_(*args, **kwargs)
         return {**(bundle or {}), "text/plain": str(self)}
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown and HTML would read as markup: labels and names come from outside."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(text, quote=False))
 
 
 def blank(title: str, message: str) -> Figure:

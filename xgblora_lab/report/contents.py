@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from xgblora_lab import figures
 from xgblora_lab.bench.records import History
-from xgblora_lab.figures._read import chosen, measured, plural, subject
+from xgblora_lab.figures._read import chosen, measured, plural, residual, starting_loss, subject
 from xgblora_lab.racing.result import Race
+from xgblora_lab.racing.summary import median
 
 Source = Any  # a History, a Race, a run's or a race's folder, a JSON file, or a list of these
 
@@ -98,12 +100,48 @@ def sections(runs: list[History], cells: Any = None) -> list[Section]:
     told = []
     if len(runs) > 1:
         told.append(_race(runs))
-    for run in _one_per_label(runs):
-        told.append(_run(run, alone=len(runs) == 1))
+    told += [_run(run, alone=len(runs) == 1) for run in _one_per_label(runs)]
     if cells is not None:
         prose = "Races on planted updates, over the steepness of the spectrum and the budget of steps."
         told.append(Section("When boosting wins", prose, {"map": figures.boosting_map(cells)}))
-    return told
+    return [section for section in told if section.figures]
+
+
+def lead(runs: list[History]) -> str:
+    """Say in a sentence or two what happened, for a reader who has not seen a figure yet."""
+    if len(runs) == 1:
+        return _went(runs[0])
+    ends: dict[str, list[float]] = {}
+    for run in chosen(runs):
+        ends.setdefault(run.label, []).append(last_loss(run))
+    losses = sorted((median(values), label) for label, values in ends.items())
+    losses.sort(key=lambda pair: not math.isfinite(pair[0]))
+    first = f"{losses[0][1]} ended with the lowest loss, {losses[0][0]:.3g}"
+    rest = ", ".join(f"{label} with {loss:.3g}" for loss, label in losses[1:])
+    seeds = max(map(len, ends.values()))
+    over = f" (medians over {seeds} seeds)" if seeds > 1 else ""
+    if not rest:
+        return f"{plural(seeds, 'run')} of {losses[0][1]} ended with a loss of {losses[0][0]:.3g}{over}."
+    return f"{len(losses)} methods trained on the same data in the same order. {first}; {rest}{over}."
+
+
+def _went(run: History) -> str:
+    if not len(run):
+        return f"{subject(run)} has no finished round yet."
+    before, after = starting_loss(run), last_loss(run)
+    moved = "fell" if after < before else "rose" if after > before else "stayed"
+    loss = f"the loss {moved} from {before:.3g} to {after:.3g}"
+    if not math.isfinite(after):
+        loss = f"the loss began at {before:.3g} and was not finite at the end"
+    work = f"{plural(len(run), 'round')} of {run.method or 'an unnamed method'}"
+    peak = f"at most {max(r.peak_parameters for r in run):,} parameters in training"
+    return f"In {work}, {run[-1].step:,} optimizer steps, {loss}, with {peak}."
+
+
+def last_loss(run: History) -> float:
+    """Return the residual loss after the last round; nan where there is none."""
+    values = residual(run)[0]
+    return float(values[-1]) if len(values) else math.nan
 
 
 def _race(runs: list[History]) -> Section:

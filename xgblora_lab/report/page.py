@@ -11,13 +11,15 @@ from xgblora_lab.bench.records import History
 from xgblora_lab.figures import Figure
 from xgblora_lab.figures._read import brief, subject
 from xgblora_lab.files import replaced, write_text
-from xgblora_lab.report.contents import Source, histories, sections, settings_table, versions
+from xgblora_lab.report.contents import Source, histories, lead, sections, settings_table, versions
+from xgblora_lab.report.offline import ICON, plotly_js, policy
+from xgblora_lab.report.offline import script as joined
 
 
 def report(source: Source, path: str | Path, *, title: str | None = None, cells: Any = None) -> Path:
     """Write the report of runs or a race as one HTML file, whole or not at all.
 
-    The file embeds plotly.js once and loads nothing.
+    The file carries plotly.js, packed, and loads nothing. A content-security policy lets no other script run.
 
     Parameters
     ----------
@@ -142,7 +144,6 @@ def render(template: str, source: Source, title: str | None, cells: Any) -> str:
         As for `report`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
 
     runs = histories(source)
     numbers = count(1)
@@ -158,13 +159,19 @@ def render(template: str, source: Source, title: str | None, cells: Any) -> str:
         lstrip_blocks=True,
     )
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    plotly = plotly_js()
+    script = joined("figures.js", *(["keys.js"] if template == "slides.html" else []))
     return templates.get_template(template).render(
         heading=title or heading_of(runs),
         sections=told,
         scores=_scores(runs),
         settings=settings_table(runs),
         versions=versions(runs),
-        plotlyjs=get_plotlyjs(),
+        lead=lead(runs),
+        icon=ICON,
+        plotly=plotly.base64,
+        script=script,
+        policy=policy([script], plotly),
     )
 
 

@@ -1,17 +1,19 @@
-"use strict";
-for (const source of document.querySelectorAll("script.figure")) {
+/* A figure: drawn in the reader's theme, scrubbed by its slider, on the chosen axis. */
+const redraws = [];
+function draw(source) {
   const n = source.dataset.number, content = JSON.parse(source.textContent);
   const plot = document.getElementById("d" + n), layout = content.plot.layout;
+  const axis = document.getElementById("a" + n), range = document.getElementById("r" + n);
   layout.title.text = "";  // the heading above the plot says it
   layout.margin.t = layout.title.subtitle && layout.title.subtitle.text ? 70 : 46;
   if (plot.closest(".slide")) delete layout.height;  // the screen says it
-  Plotly.newPlot(plot, content.plot.data, layout, {responsive: true, displaylogo: false});
-  const axis = document.getElementById("a" + n);
-  if (axis) axis.addEventListener("change", () => Plotly.update(plot, ...content.axes[axis.selectedIndex]));
-  const range = document.getElementById("r" + n);
-  if (!range) continue;
-  const words = document.getElementById("o" + n), play = document.getElementById("p" + n);
-  let timer = null;
+  const options = {responsive: true, displaylogo: false, showSendToCloud: false};
+  function redraw(print) {
+    const look = dark.matches && !print ? themed : structuredClone;
+    Plotly.react(plot, look(content.plot.data), fitted(look(layout), plot), options);
+    if (axis && axis.selectedIndex > 0) Plotly.update(plot, ...content.axes[axis.selectedIndex]);
+    if (range) show(+range.value);
+  }
   function show(i) {
     const frame = content.frames[i], update = {};
     range.value = i;
@@ -23,6 +25,12 @@ for (const source of document.querySelectorAll("script.figure")) {
       if (traces.length) Plotly.restyle(plot, {[key]: values}, traces);
     }
   }
+  const words = document.getElementById("o" + n), play = document.getElementById("p" + n);
+  redraws.push(redraw);
+  redraw(false);
+  if (axis) axis.addEventListener("change", () => Plotly.update(plot, ...content.axes[axis.selectedIndex]));
+  if (!range) return;
+  let timer = null;
   function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
   range.addEventListener("input", () => { stop(); show(+range.value); });
   play.addEventListener("click", () => {
@@ -33,3 +41,13 @@ for (const source of document.querySelectorAll("script.figure")) {
     timer = setInterval(() => +range.value < last ? show(+range.value + 1) : stop(), 200);
   });
 }
+(async () => {
+  await unpack(document.getElementById("plotlyjs"));
+  for (const source of document.querySelectorAll("script.figure")) {
+    draw(source);
+    await new Promise(resolve => setTimeout(resolve));  // the first picture shows before the last is drawn
+  }
+  dark.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
+  addEventListener("beforeprint", () => redraws.forEach(redraw => redraw(true)));
+  addEventListener("afterprint", () => redraws.forEach(redraw => redraw(false)));
+})();

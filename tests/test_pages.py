@@ -1,0 +1,107 @@
+"""Pages in a browser: nothing from outside runs in them, and they fit a phone, the dark and paper."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from synthetic import history, race
+
+from xgblora_lab import figures
+from xgblora_lab.course.pages import to_html
+from xgblora_lab.report import report, slides
+
+ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
+EVIL = "<img src=x onerror=\"document.title='attacked'\"><script>document.title='attacked'</script>*_`$a$"
+
+
+def notebook_page(label: str = "xgblora", spoilt: bool = False) -> str:
+    """A page of a notebook that shows a figure, as a kernel's display would put it there."""
+    figure = figures.loss([history(label=label), history("lora")])
+    new = nbformat.v4
+    plot = new.new_output("display_data", {"application/vnd.plotly.v1+json": figure.plot.to_plotly_json()})
+    shown: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("IPython.display.display", lambda data, **options: shown.append(data))
+        figure._ipython_display_()
+    words = new.new_output("display_data", {"text/markdown": shown[-1]["text/markdown"]})
+    long = "a_name_that_does_not_fit = " + "1 + " * 60 + "1"
+    cells = [
+        new.new_markdown_cell("# A lesson\n\n*What is it?*"),
+        new.new_code_cell(long, outputs=[plot, words]),
+    ]
+    if spoilt:
+        cells.append(new.new_code_cell("1", outputs=[new.new_output("display_data", {"text/html": EVIL})]))
+    text = nbformat.from_dict(new.new_notebook(cells=cells, metadata={}))
+    return to_html(nbformat.reads(nbformat.writes(text), as_version=4), title=f"Lesson {label}")
+
+
+def test_the_markdown_of_a_figure_is_plain_text() -> None:
+    page = notebook_page(EVIL)
+    body = re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.S)
+    assert "<img src=x" not in body
+    assert "&lt;img src=x" in body
+    assert "<script>document" not in body
+    assert "<title>Lesson &lt;img" in page
+    assert "<title>Lesson xgblora</title>" in notebook_page()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    run = history(rounds=8, label=EVIL, data=EVIL)
+    (folder / "notebook.html").write_text(notebook_page(EVIL, spoilt=True), encoding="utf-8")
+    return {
+        "report": report([run, *race(seeds=1)], folder / "report.html"),
+        "slides": slides(run, folder / "slides.html"),
+        "notebook": folder / "notebook.html",
+    }
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["report", "slides", "notebook"])
+def test_no_script_from_outside_runs_and_the_page_fits(
+    pages: dict[str, Path], browser: Any, name: str
+) -> None:
+    assert pages[name].stat().st_size < 2_400_000
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = context.new_page()
+    errors: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfinished", lambda request: asked.append(request.url.partition(":")[0]))
+    page.goto(pages[name].as_uri())
+    page.locator(".plot .main-svg").last.wait_for(state="attached", timeout=120_000)
+    assert set(asked) <= {"file", "data", "blob"}
+    assert asked.count("file") == 1
+    assert "attacked" not in page.title().replace(EVIL, "")
+    assert errors == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ink, paper = page.evaluate(
+        "() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    assert _light(ink) < 60 < 180 < _light(paper)
+    assert _light(page.locator(".plot svg.main-svg").first.evaluate("e => e.style.background")) < 60
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}-390-dark.png", full_page=True)
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(
+        "!document.querySelector('.plot svg.main-svg').style.background.includes('22, 24, 28')",
+        timeout=120_000,
+    )
+    page.screenshot(path=ARTIFACTS / f"{name}-1280.png", full_page=True)
+    page.emulate_media(color_scheme="dark")
+    if name == "slides":
+        printed = page.pdf()
+        count = page.locator(".slide").count()
+        assert len(re.findall(rb"/Type\s*/Page\b", printed)) == count
+    context.close()
+
+
+def _light(colour: str) -> float:
+    parts = [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
+    return sum(parts) / 3

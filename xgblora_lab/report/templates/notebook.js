@@ -1,0 +1,20 @@
+/* The figures of a notebook, each behind the place where it is drawn. */
+(async () => {
+  await unpack(document.getElementById("plotlyjs"));
+  const redraws = [];
+  for (const source of document.querySelectorAll("script.figure")) {
+    const plot = source.previousElementSibling, figure = JSON.parse(source.textContent);
+    const redraw = print => {
+      const look = dark.matches && !print ? themed : structuredClone;
+      const layout = fitted(look(figure.layout ?? {}), plot);
+      return Plotly.react(plot, {data: look(figure.data), layout, frames: figure.frames ?? [],
+        config: {responsive: true, displaylogo: false, showSendToCloud: false}});
+    };
+    redraws.push(redraw);
+    await redraw(false);
+    await new Promise(resolve => setTimeout(resolve));
+  }
+  dark.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
+  addEventListener("beforeprint", () => redraws.forEach(redraw => redraw(true)));
+  addEventListener("afterprint", () => redraws.forEach(redraw => redraw(false)));
+})();
