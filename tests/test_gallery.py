@@ -10,7 +10,8 @@ import pytest
 
 from xgblora_lab.course import sources
 from xgblora_lab.course.execute import NotebookError
-from xgblora_lab.course.gallery import Lesson, broken_links, gallery, lesson
+from xgblora_lab.course.gallery import broken_links, gallery
+from xgblora_lab.course.lesson import Lesson, lesson
 
 HEAD = """\
 # One & one
