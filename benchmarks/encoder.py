@@ -100,8 +100,7 @@ def bench_of(method: Method, size: Size, model: nn.Module | None = None, **optio
 def our_step(bench: Bench) -> Callable[[], None]:
     """One optimizer step of the bench's own loop, on a round that has begun."""
     batches = bench.trainer.batches(0)
-    bench._measure.begin_round(0)
-    bench._running = True  # as inside a round, where gradients may be probed
+    bench._measure.begin_round(0)  # from here on gradients may be probed
     bench.method.begin_round(bench, 0)
     parameters = list(bench.method.trainable().values())
     optimizer = bench.method.make_optimizer(parameters)

@@ -50,6 +50,7 @@ class Head:
         """Take back what `state` gave."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"head/{name}"])
+            parameter.grad = None
         self.optimizer = self._new_optimizer()
         if self.optimizer is not None:
             load_optimizer_tensors(self.optimizer, self.parameters, state, "head_optimizer/")

@@ -115,6 +115,7 @@ class XGBLoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.boosters: dict[str, LowRank] = {}  # of the present round
         L = self.modules_per_round
         if L > 1 and int(L) != L:
             raise ValueError(f"modules_per_round is a whole number from 1 or a fraction below 1, got {L!r}.")
@@ -135,7 +136,6 @@ class XGBLoRA(Method):
         return factor * min(1.0, (round_step + 1) / self.round_warmup) if self.round_warmup else factor
 
     def start(self, loop: Loop) -> None:
-        self.boosters: dict[str, LowRank] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.carried: dict[str, Tensor] = {}  # optimizer state by parameter, for the policies that keep it
 
