@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.measure import DEVICE
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.lowrank.linear import find_modules
-from xgblora_lab.methods.base import Method, adamw
+from xgblora_lab.methods.base import Method
+from xgblora_lab.methods.optimizers import adamw
 
 
 @dataclass(frozen=True)

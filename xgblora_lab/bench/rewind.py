@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from xgblora_lab.bench.fit import Fit
@@ -74,6 +73,7 @@ class Past:
         self.states = States()
         self.stale = False  # whether the model may follow no record
         self.inside = False  # whether that is meant to be so, inside a round or a look back
+        self.shown: int | None = None  # the rounds that are looked back at; None: all
         weights = sum(p.numel() * p.element_size() for p in self.method.trainable().values())
         self._keeps = self.method.rewindable or 3 * weights <= IN_MEMORY  # with the optimizer's two moments
         if self._keeps:
@@ -123,22 +123,16 @@ class Past:
         self.method.close(self.loop)
         self.loop.weights.restore()
         self.method.start(self.loop)  # as a new run does, on the base
-        self._load(done)
+        self._load(None, self.states[done])
         self.loop.model.eval()
         self.fit.step = self.history[-1].step if done else 0
         self.fit.measure.weights_changed()
         self.fit.measure.first_batch = []
-        self.stale = False
+        self.shown, self.stale = None, False
 
     def state(self) -> dict[str, Tensor]:
         """What is needed, beside the ensemble, to go on from here: named tensors on the CPU."""
         return {f"method/{n}": t for n, t in self.method.state().items()} | self.head.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        prefix = "method/"
-        self.method.load_state({n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)})
-        self.head.load_state(state)
 
     def check_idle(self) -> None:
         """RuntimeError inside a round or a look back."""
@@ -158,13 +152,15 @@ class Past:
     def at(self, rounds: int) -> Iterator[nn.Module]:
         """The model as after `rounds` rounds, for the length of a `with` block."""
         self.check(rounds, "look back at its rounds")
-        with self.changing(), self.loop.weights.kept():
-            now = self.state()
+        with self.changing():
+            now, outer = self.state(), self.shown
             try:
-                self._load(rounds)
+                self.shown = rounds
+                self._load(rounds, self.states[rounds])
                 yield self.loop.model
             finally:
-                self.load_state(now)
+                self.shown = outer
+                self._load(outer, now)
 
     def staged(self, look: Callable[[], T]) -> Iterator[T]:
         """What `look` sees after every round, from 0 (the base) to now."""
@@ -178,9 +174,12 @@ class Past:
         self._check_additive("leave out")
         weights, ensemble = self.loop.weights, self.loop.ensemble
         for index in range(len(self.history)):
-            with self.changing(), weights.kept():
-                weights.replay(b for t, b in enumerate(ensemble.active()) if t != index)
-                seen = look()
+            with self.changing():
+                try:
+                    weights.replay(b for t, b in enumerate(ensemble.active()) if t != index)
+                    seen = look()
+                finally:
+                    weights.replay(ensemble.active(self.shown))
             yield index, seen
 
     def rewind(self, rounds: int) -> None:
@@ -227,25 +226,23 @@ class Past:
             return
         with self.changing():
             state = self.state()
+            factors = {name: loop.factors(name, self.shown) for name in loop.modules}
             try:
-                with loop.weights.kept():
-                    if method.low_rank:
-                        factors = method.end_round(loop, len(self.history))
-                    else:
-                        updates = {name: method.update(loop, name) for name in loop.modules}
-                        factors = {n: (U, torch.eye(U.shape[1], dtype=U.dtype)) for n, U in updates.items()}
-                    method.close(loop)
-                    loop.weights.merge(factors)
-                    yield loop.model
+                method.close(loop)
+                loop.weights.replay([factors])
+                yield loop.model
             finally:
-                method.start(loop)  # on the weights as they were
-                self.load_state(state)
+                loop.weights.restore()
+                method.start(loop)
+                self._load(None, state)
 
     def _check_additive(self, what: str) -> None:
         if not self.method.additive:
             raise ValueError(f"{self.method.name} has no separate boosters to {what}; boosting does.")
 
-    def _load(self, rounds: int) -> None:
+    def _load(self, rounds: int | None, state: Mapping[str, Tensor]) -> None:
         if self.method.additive:
             self.loop.weights.replay(self.loop.ensemble.active(rounds))
-        self.load_state(self.states[rounds])
+        prefix = "method/"
+        self.method.load_state({n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)})
+        self.head.load_state(state)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xgblora_lab import seeds
-from xgblora_lab.methods.base import adamw, load_optimizer_tensors, optimizer_tensors
+from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.tasks.task import row_lengths
 
 if TYPE_CHECKING:

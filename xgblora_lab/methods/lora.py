@@ -41,10 +41,6 @@ class LoRA(Continued):
 
     name: ClassVar[str] = "lora"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.boosters: dict[str, LowRank] = {}  # attached for the whole run
-
     def rank_bound(self, modules: int) -> int | None:
         return self.rank if self.low_rank else None
 

@@ -16,15 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab import seeds
-from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.lowrank.linear import blocks
-from xgblora_lab.methods.base import (
-    Method,
-    booster_parameters,
-    fresh_boosters,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
+from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import option
 from xgblora_lab.methods.weak_learner import (
     earlier_directions,
@@ -115,7 +109,6 @@ class XGBLoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.boosters: dict[str, LowRank] = {}  # of the present round
         L = self.modules_per_round
         if L > 1 and int(L) != L:
             raise ValueError(f"modules_per_round is a whole number from 1 or a fraction below 1, got {L!r}.")
