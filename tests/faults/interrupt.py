@@ -1,9 +1,10 @@
 """Ctrl-C at every line: `python tests/faults/interrupt.py` prints how many left a wrong bench behind.
 
-An operation is run again and again on a bench with three rounds, and `KeyboardInterrupt` is raised at its first
-line, then at its second, and so on; the lines are those of the package and of `contextlib`, which runs the
-package's `with` blocks. After each the bench must be, bit for bit, what it was before the operation or what it
-is after it, and the next round must be the one of a run without interrupts.
+An operation is run again and again, and `KeyboardInterrupt` is raised at its first line, then at its second,
+and so on, until it comes to its end. The lines are those of the package and of `contextlib`, which runs the
+package's `with` blocks. After each the bench must be, bit for bit, what it was before the operation or what
+it is after it. The same bench is then used on, and every few interrupts a further round must be that of a run
+without any.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is run as a command
 
 import torch
-from faults.small import METHODS, STEP, Reference, Small, Trail, advance, bench_of, differences, rewound, seen
+from faults.small import METHODS, STEP, Reference, Small, Trail, advance, bench_of, differences, seen
 
 import xgblora_lab
 from xgblora_lab.bench import Bench
 
 TRACED = (str(Path(xgblora_lab.__file__).parent), contextlib.__file__)
-BEFORE: Trail = (STEP, STEP, STEP)
+CHECK = 6  # interrupts between two further rounds
 
 
 class Lines:
@@ -67,7 +68,7 @@ class Lines:
 def look(bench: Bench) -> None:
     with bench.at(1):
         bench.evaluate()
-        with bench.at(2):
+        with bench.at(0):
             bench.predict()
 
 
@@ -80,18 +81,20 @@ def begin_anew(bench: Bench) -> None:
     bench_of(bench.method.name, bench.model)
 
 
-# The operation, and the path after it; None: another bench follows, on the base.
-OPERATIONS: dict[str, tuple[Callable[[Bench], Any], Trail | None]] = {
-    "step": (lambda bench: bench.step(), (*BEFORE, STEP)),
-    "rewind": (lambda bench: bench.rewind(1), rewound(BEFORE, 1)),
-    "drop": (lambda bench: bench.drop(1), (*BEFORE, 1)),
-    "at": (look, BEFORE),
-    "staged": (lambda bench: list(bench.staged_evaluate()), BEFORE),
-    "left_out": (lambda bench: list(bench.left_out()), BEFORE),
-    "update": (lambda bench: [bench.spectrum(name, 1) for name in bench.modules], BEFORE),
-    "export_merged": (export, BEFORE),
-    "close": (lambda bench: bench.close(), None),
-    "new bench": (begin_anew, None),
+TWO: Trail = (STEP, STEP)
+# The operation, the paths before and after it; None: another bench follows, on the base.
+OPERATIONS: dict[str, tuple[Callable[[Bench], Any], Trail, Trail | None]] = {
+    "first step": (lambda bench: bench.step(), (), (STEP,)),
+    "step": (lambda bench: bench.step(), TWO, (STEP, STEP, STEP)),
+    "rewind": (lambda bench: bench.rewind(1), TWO, (STEP,)),
+    "drop": (lambda bench: bench.drop(0), TWO, (*TWO, 0)),
+    "at": (look, TWO, TWO),
+    "staged": (lambda bench: list(bench.staged_evaluate()), TWO, TWO),
+    "left_out": (lambda bench: list(bench.left_out()), TWO, TWO),
+    "update": (lambda bench: [bench.spectrum(name, 1) for name in bench.modules], TWO, TWO),
+    "export_merged": (export, TWO, TWO),
+    "close": (lambda bench: bench.close(), TWO, None),
+    "new bench": (begin_anew, TWO, None),
 }
 
 
@@ -102,43 +105,71 @@ def possible(name: str, operation: str) -> bool:
     return name != "full" or operation not in ("rewind", "at", "staged", "update")
 
 
-def trial(name: str, operation: str, stop: int | None, reference: Reference) -> tuple[str, Lines, list[str]]:
-    """Interrupt an operation: what was left ("old", "new" or "wrong"), the lines that ran, and what is wrong."""
-    do, after = OPERATIONS[operation]
-    bench = advance(bench_of(name), BEFORE)
-    torch.manual_seed(5)
-    random = torch.random.get_rng_state()
-    with Lines(stop) as lines:
-        do(bench)
-    if after is None:
-        bench, trail, left = bench_of(name, bench.model), (), "new"
-        wrong = differences(seen(bench), reference.after(()))
-    else:
-        bench.check_open()  # as any use of the bench does first
-        found = seen(bench)
-        old, new = (differences(found, reference.after(trail)) for trail in (BEFORE, after))
-        trail, left = (after, "new") if not new else (BEFORE, "old")
-        wrong = [] if not new else old
-    if not torch.equal(torch.random.get_rng_state(), random):
-        wrong.append("global random numbers")
-    bench.step()
-    further = differences(seen(bench), reference.after((*trail, STEP)))
-    wrong += [f"then {piece}" for piece in further]
-    bench.close()
-    base = dict(Small().named_parameters())
-    wrong += [f"closed {n}" for n, p in bench.model.named_parameters() if not torch.equal(p, base[n])]
-    wrong += ["closed hooks"] * any(m._forward_hooks for m in bench.model.modules())
-    return ("wrong" if wrong else left), lines, wrong
+class Trials:
+    """Interrupts one operation of one method at one line after the other, on one bench while it is right."""
 
+    def __init__(self, name: str, operation: str, reference: Reference) -> None:
+        self.name, self.reference = name, reference
+        self.do, self.before, self.after = OPERATIONS[operation]
+        self.bench, self.trail = bench_of(name), ()
+        self.done = 0
 
-def trials(
-    name: str, operation: str, reference: Reference, every: int = 1, first: int = 1
-) -> Iterator[tuple[str, Lines, list[str]]]:
-    """Interrupt an operation at every line, or at every so-manieth."""
-    _, lines, wrong = trial(name, operation, None, reference)
-    assert not wrong, (name, operation, wrong)
-    for stop in range(first, lines.count + 1, every):
-        yield trial(name, operation, stop, reference)
+    def prepare(self) -> None:
+        """Bring the bench back to the path before the operation, or take a new one."""
+        again = self.before and not any(operation != STEP for operation in self.trail)
+        if again and len(self.trail) > len(self.before) and self.bench.method.rewindable:
+            self.bench.rewind(len(self.before))
+        elif again and len(self.trail) <= len(self.before):
+            advance(self.bench, self.before[len(self.trail) :])
+        else:
+            self.bench = advance(bench_of(self.name, self.bench.model), self.before)
+        self.trail = self.before
+
+    def at(self, stop: int | None) -> tuple[str, Lines, list[str]]:
+        """What was left ("old", "new" or "wrong") by an interrupt, the lines that ran, and what is wrong."""
+        self.prepare()
+        random = torch.random.get_rng_state()
+        with Lines(stop) as lines:
+            self.do(self.bench)
+        if self.after is None:
+            self.bench, self.trail, left = bench_of(self.name, self.bench.model), (), "new"
+            wrong = self.differences()
+        else:
+            self.bench.check_open()  # as any use of the bench does first
+            self.trail, left = self.after, "new"
+            wrong = self.differences()
+            if wrong and (self.before == self.after or not self.differences(self.before)):
+                self.trail, left = self.before, "old"
+                wrong = self.differences()
+        if not torch.equal(torch.random.get_rng_state(), random):
+            wrong.append("global random numbers")
+        self.done += 1
+        if self.done % CHECK == 0 or stop is None:
+            self.bench.step()
+            self.trail = (*self.trail, STEP)
+            wrong += [f"then {piece}" for piece in self.differences()]
+        if wrong:
+            self.bench, self.trail = bench_of(self.name), ()
+        return ("wrong" if wrong else left), lines, wrong
+
+    def differences(self, trail: Trail | None = None) -> list[str]:
+        """What the bench has otherwise than it should after a path."""
+        return differences(seen(self.bench), self.reference.after(self.trail if trail is None else trail))
+
+    def all(self, every: int = 1) -> Iterator[tuple[str, Lines, list[str]]]:
+        """Interrupt at every line, or at every so-manieth; then once at none."""
+        stop = 1
+        while True:
+            left, lines, wrong = self.at(stop)
+            if not lines.where:  # it came to its end
+                break
+            yield left, lines, wrong
+            stop += every
+        _, _, wrong = self.at(None)
+        assert not wrong, wrong
+        self.bench.close()
+        assert not differences(dict(self.bench.model.named_parameters()), dict(Small().named_parameters()))
+        assert not any(m._forward_hooks for m in self.bench.model.modules())
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
@@ -156,7 +187,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
             if not possible(name, operation):
                 continue
             began, counts = time.perf_counter(), Counter[str]()
-            for left, lines, wrong in trials(name, operation, reference, options.every):
+            for left, lines, wrong in Trials(name, operation, reference).all(options.every):
                 counts[left] += 1
                 if wrong:
                     print(f"  {name} {operation} at {lines.where} ({lines.stop}): {', '.join(wrong[:6])}")

@@ -91,7 +91,9 @@ def seen(bench: Bench) -> dict[str, Any]:
     pieces: dict[str, Any] = {f"weight {n}": p.detach().clone() for n, p in bench.model.named_parameters()}
     pieces |= {f"state {n}": t for n, t in bench.state().items()}
     for t in range(len(bench.ensemble)):
-        pieces |= {f"round {t} {n} {i}": f for n, pair in bench.ensemble[t].items() for i, f in enumerate(pair)}
+        pieces |= {
+            f"round {t} {n} {i}": f for n, pair in bench.ensemble[t].items() for i, f in enumerate(pair)
+        }
     gradients = [n for n, p in bench.model.named_parameters() if p.grad is not None]
     return pieces | {
         "curve": [(r.losses, r.modules, r.probe_before, r.probe_after, r.step) for r in bench.history],
