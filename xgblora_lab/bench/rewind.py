@@ -72,7 +72,7 @@ class Past:
         self.method, self.history = fit.run.method, fit.run.history
         self.states = States()
         self.stale = False  # whether the model may follow no record
-        self.inside = False  # whether that is meant to be so, inside a round or a look back
+        self._blocks: list[object] = []  # in which that is meant to be so, from the outermost on
         self.shown: int | None = None  # the rounds that are looked back at; None: all
         weights = sum(p.numel() * p.element_size() for p in self.method.trainable().values())
         self._keeps = self.method.rewindable or 3 * weights <= IN_MEMORY  # with the optimizer's two moments
@@ -90,25 +90,38 @@ class Past:
             self.states.cut(done, done)
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """A block in which the model may follow no record; if it is cut off, the model is recovered."""
+    def changing(self, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """A block in which the model may follow no record; `undo` brings back what was before it.
+
+        If it is cut off, the model is recovered. Python may leave a block that was cut off late, after the one
+        around it: then there is nothing left to do.
+        """
         self.settle()
-        outer = self.inside
+        block = object()
         try:
+            self._blocks.append(block)
+            self.stale = True
             try:
-                self.inside = self.stale = True
                 yield
-                self.stale = outer
             finally:
-                self.inside = outer
-        finally:  # once more, for an interrupt may have come at the line before
-            self.inside = outer
-            if len(self.history) in self.states:
-                self.settle()
+                if block in self._blocks:
+                    undo()
+            self.stale = len(self._blocks) > 1
+        finally:
+            try:
+                self._leave(block)
+            finally:  # once more, for an interrupt may have cut off the first
+                self._leave(block)
+                if len(self.history) in self.states:
+                    self.settle()
+
+    def _leave(self, block: object) -> None:
+        if block in self._blocks:
+            del self._blocks[self._blocks.index(block) :]
 
     def settle(self) -> None:
         """Recover from a change that was cut off; RuntimeError where nothing is kept to recover from."""
-        if not self.stale or self.inside:
+        if not self.stale or self._blocks:
             return
         if len(self.history) not in self.states:
             name = self.method.name
@@ -136,11 +149,12 @@ class Past:
 
     def check_idle(self) -> None:
         """RuntimeError inside a round or a look back."""
-        if self.inside:
+        if self._blocks:
             raise RuntimeError("This bench is inside a round or a look back; wait for its end.")
 
     def check(self, rounds: int, what: str) -> None:
         """ValueError where the method cannot do `what`; IndexError where there are fewer rounds."""
+        self.settle()
         if not self.method.rewindable:
             raise ValueError(f"{self.method.name} keeps no earlier rounds, so it cannot {what}.")
         if not 0 <= rounds <= len(self.history):
@@ -152,15 +166,16 @@ class Past:
     def at(self, rounds: int) -> Iterator[nn.Module]:
         """The model as after `rounds` rounds, for the length of a `with` block."""
         self.check(rounds, "look back at its rounds")
-        with self.changing():
-            now, outer = self.state(), self.shown
-            try:
-                self.shown = rounds
-                self._load(rounds, self.states[rounds])
-                yield self.loop.model
-            finally:
-                self.shown = outer
-                self._load(outer, now)
+        now, outer = self.state(), self.shown
+
+        def back() -> None:
+            self.shown = outer
+            self._load(outer, now)
+
+        with self.changing(back):
+            self.shown = rounds
+            self._load(rounds, self.states[rounds])
+            yield self.loop.model
 
     def staged(self, look: Callable[[], T]) -> Iterator[T]:
         """What `look` sees after every round, from 0 (the base) to now."""
@@ -174,12 +189,9 @@ class Past:
         self._check_additive("leave out")
         weights, ensemble = self.loop.weights, self.loop.ensemble
         for index in range(len(self.history)):
-            with self.changing():
-                try:
-                    weights.replay(b for t, b in enumerate(ensemble.active()) if t != index)
-                    seen = look()
-                finally:
-                    weights.replay(ensemble.active(self.shown))
+            with self.changing(lambda: weights.replay(ensemble.active(self.shown))):
+                weights.replay(b for t, b in enumerate(ensemble.active()) if t != index)
+                seen = look()
             yield index, seen
 
     def rewind(self, rounds: int) -> None:
@@ -224,17 +236,19 @@ class Past:
         if method.additive or not method.rewindable:
             yield loop.model
             return
-        with self.changing():
-            state = self.state()
-            factors = {name: loop.factors(name, self.shown) for name in loop.modules}
-            try:
-                method.close(loop)
-                loop.weights.replay([factors])
-                yield loop.model
-            finally:
-                loop.weights.restore()
-                method.start(loop)
-                self._load(None, state)
+        self.settle()
+        state = self.state()
+        factors = {name: loop.factors(name, self.shown) for name in loop.modules}
+
+        def back() -> None:
+            loop.weights.restore()
+            method.start(loop)
+            self._load(None, state)
+
+        with self.changing(back):
+            method.close(loop)
+            loop.weights.replay([factors])
+            yield loop.model
 
     def _check_additive(self, what: str) -> None:
         if not self.method.additive:
