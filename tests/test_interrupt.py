@@ -151,3 +151,14 @@ def test_looks_back_inside_each_other_lead_back_one_by_one():
             assert equal(snapshot(bench.model), models[1])
         assert equal(snapshot(bench.model), models[2])
         assert torch.equal(*(s["head/score.weight"] for s in (bench.state(), bench._past.states[3])))
+
+
+def test_a_bench_that_is_closed_while_it_looks_back_leaves_the_base():
+    for method in ("xgblora", "lora"):
+        bench = bench_of(method)
+        base = snapshot(bench.model)
+        bench.step()
+        with bench.at(0):
+            bench.close()
+        assert equal(snapshot(bench.model), base)
+        assert not any(m._forward_hooks for m in bench.model.modules())

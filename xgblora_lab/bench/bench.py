@@ -307,6 +307,8 @@ class Bench(AbstractContextManager["Bench"]):
         if owner is None or owner.bench is not self:
             return  # closed already, to the end
         self._open = False
+        if hasattr(self, "_past"):  # the method did start
+            self._past.end()
         self.method.close(self)
         self.weights.restore()
         self._head.restore()

@@ -91,10 +91,10 @@ class Past:
 
     @contextmanager
     def changing(self, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """A block in which the model may follow no record; `undo` brings back what was before it.
+        """A block in which the model may follow no record; `undo` brings back what was there before.
 
-        If it is cut off, the model is recovered. Python may leave a block that was cut off late, after the one
-        around it: then there is nothing left to do.
+        If it is cut off, the model is recovered. Python may leave a block that was cut off only after the one
+        around it; then there is nothing left to do.
         """
         self.settle()
         block = object()
@@ -118,6 +118,11 @@ class Past:
     def _leave(self, block: object) -> None:
         if block in self._blocks:
             del self._blocks[self._blocks.index(block) :]
+
+    def end(self) -> None:
+        """The bench closes: what is under way brings nothing back any more."""
+        self._blocks.clear()
+        self.stale = False
 
     def settle(self) -> None:
         """Recover from a change that was cut off; RuntimeError where nothing is kept to recover from."""
