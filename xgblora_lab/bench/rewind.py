@@ -11,6 +11,7 @@ or the one after it, never a mixture.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import weakref
@@ -154,6 +155,8 @@ class Past:
 
     def check_idle(self) -> None:
         """RuntimeError inside a round or a look back."""
+        if self._blocks:
+            gc.collect()  # a block that was cut off may be held by a cycle of its own traceback
         if self._blocks:
             raise RuntimeError("This bench is inside a round or a look back; wait for its end.")
 
