@@ -100,21 +100,21 @@ class Past:
         self.settle()
         block = object()
         try:
-            self._blocks.append(block)
-            self.stale = True
             try:
-                yield
+                self._blocks.append(block)
+                self.stale = True
+                try:
+                    yield
+                finally:
+                    if block in self._blocks:
+                        undo()
+                self.stale = len(self._blocks) > 1
             finally:
-                if block in self._blocks:
-                    undo()
-            self.stale = len(self._blocks) > 1
-        finally:
-            try:
                 self._leave(block)
-            finally:  # once more, for an interrupt may have cut off the first
-                self._leave(block)
-                if len(self.history) in self.states:
-                    self.settle()
+        finally:  # once more, for an interrupt may have come at the line before
+            self._leave(block)
+            if len(self.history) in self.states:
+                self.settle()
 
     def _leave(self, block: object) -> None:
         if block in self._blocks:
