@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.measure import DEVICE
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.lowrank.linear import find_modules
-from xgblora_lab.methods.base import Method, adamw
+from xgblora_lab.methods.base import Method
+from xgblora_lab.methods.optimizers import adamw
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ def bench_of(method: Method, size: Size, model: nn.Module | None = None, **optio
 def our_step(bench: Bench) -> Callable[[], None]:
     """One optimizer step of the bench's own loop, on a round that has begun."""
     batches = bench.trainer.batches(0)
-    bench._measure.begin_round(0)
-    bench._running = True  # as inside a round, where gradients may be probed
+    bench._measure.begin_round(0)  # from here on gradients may be probed
     bench.method.begin_round(bench, 0)
     parameters = list(bench.method.trainable().values())
     optimizer = bench.method.make_optimizer(parameters)

@@ -30,7 +30,7 @@ from xgblora_lab.bench.bench import Bench
 from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.lowrank.linear import find_modules
 from xgblora_lab.methods import METHODS, LoRA, XGBLoRA, make_method
-from xgblora_lab.methods.base import adamw
+from xgblora_lab.methods.optimizers import adamw
 
 
 def steps(quick: bool) -> Iterator[Row]:

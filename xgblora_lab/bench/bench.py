@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class Bench(AbstractContextManager["Bench"]):
                 raise ValueError(f"{option} must be at least 1, got {value}.")
         if (owner := model.__dict__.get("_bench_owner")) is not None and owner.bench is not None:
             owner.bench.close()
-        self.model, self.task, self.method = model, task, copy(method)
+        self.model, self.task, self.method = model, task, replace(method)
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
         self.hooks = list(hooks)
@@ -129,16 +129,14 @@ class Bench(AbstractContextManager["Bench"]):
         self.row_losses, self.probe_forward = self._measure.row_losses, self._measure.forward
         self.probe_loss = self._measure.probe_loss
         self._fit = Fit(self, self.trainer, self._head, self._measure)
-        self._open, self._running = True, False
-        self._interrupted = False  # inside a round that cannot be taken back
+        self._open = True
         self.model.__dict__["_bench_owner"] = _Owner(self)
         try:
             self.method.start(self)
-        except BaseException:  # nothing was begun, so there is nothing of the method's to close later
-            self.weights.restore()
-            self.model.__dict__.pop("_bench_owner", None)
+            self._past = Past(self._fit)
+        except BaseException:
+            self.close()
             raise
-        self._past = Past(self, self.method, self._head, self.history)
         self.state = self._past.state
 
     # What a method and a hook may ask
@@ -155,7 +153,7 @@ class Bench(AbstractContextManager["Bench"]):
 
     def probe_gradients(self, passes: int = 1) -> None:
         """Forward-backward passes on the next steps' batches without a step; RuntimeError outside a round."""
-        if not self._running:
+        if not self._measure.first_batch:
             raise RuntimeError(
                 "Gradients can be probed inside a round only: call this from a method's begin_round or a "
                 "hook's on_round_start."
@@ -209,23 +207,12 @@ class Bench(AbstractContextManager["Bench"]):
 
     def _round(self, hooks: Sequence[Hook]) -> Round:
         self.check_open()
-        if self._running:
-            raise RuntimeError("This bench is inside a round already; wait for it to end.")
-        index, device = len(self.history), self.accelerator.device
-        self._running = True
-        try:
-            with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-                record = self._fit.round(index, hooks)
-        except BaseException:
-            # Half a round is no round: go back to where it began, so that the bench stays usable.
-            self._interrupted = not self.method.rewindable
-            if self.method.rewindable:
-                self._go_back(index)
-            raise
-        finally:
-            self._running = False
-        self.history.rounds.append(record)
-        self._past.keep()
+        self._past.check_idle()
+        device = self.accelerator.device
+        devices = [device.index or 0] if device.type == "cuda" else []
+        with self._past.changing(), torch.random.fork_rng(devices):
+            record = self._fit.round(len(self.history), hooks)
+            self._past.keep(record)
         return record
 
     # Looking
@@ -246,6 +233,7 @@ class Bench(AbstractContextManager["Bench"]):
         """The accumulated update ΔW (d, k) of a module after `upto` rounds (default: now), on the CPU."""
         if self.method.low_rank:
             return self.ensemble.update(name, upto)
+        self.check_open()
         with nullcontext() if upto in (None, len(self.history)) else self.at(upto):
             return self.method.update(self, name)
 
@@ -285,27 +273,20 @@ class Bench(AbstractContextManager["Bench"]):
     def rewind(self, rounds: int) -> None:
         """Go back to the model as after `rounds` rounds, bit for bit, and forget what came later."""
         self.check_open()
-        self._go_back(rounds)
+        self._past.rewind(rounds)
 
     def drop(self, index: int) -> None:
         """Take one round's boosters out of the model; later rounds stay, though they were fitted with it."""
         self.check_open()
         self._past.drop(index)
-        self._measure.weights_changed()
 
     def restore(self, folder: str | Path) -> None:
         """Take over the rounds that `Checkpoint` wrote; `resume` calls it on a new bench."""
         self._past.restore(Path(folder))
-        self._fit.step = self.history[-1].step if len(self.history) else 0
-        self._measure.weights_changed()
-
-    def _go_back(self, rounds: int) -> None:
-        self._past.rewind(rounds)
-        self._fit.step = self.history[-1].step if rounds else 0
-        self._measure.weights_changed()
 
     def merged(self) -> AbstractContextManager[nn.Module]:
         """The model with everything merged into its weights and no hook on it, for a `with` block."""
+        self.check_open()
         return self._past.merged()
 
     def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
@@ -317,15 +298,17 @@ class Bench(AbstractContextManager["Bench"]):
 
     def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
         """The tuned model as a `transformers` checkpoint; see `lowrank.export.export_merged`."""
-        self.check_open()
         with self.merged() as model:
             export.export_merged(model, folder, tokenizer)
 
     def close(self) -> None:
         """Put the model back to its base, bit for bit, and take every hook off it."""
-        if not self._open:
-            return
+        owner = self.model.__dict__.get("_bench_owner")
+        if owner is None or owner.bench is not self:
+            return  # closed already, to the end
         self._open = False
+        if hasattr(self, "_past"):  # the method did start
+            self._past.end()
         self.method.close(self)
         self.weights.restore()
         self._head.restore()
@@ -342,9 +325,7 @@ class Bench(AbstractContextManager["Bench"]):
         )
 
     def check_open(self) -> None:
-        """RuntimeError where this bench cannot be used any more."""
+        """RuntimeError where this bench cannot be used any more; a change that was cut off is taken back."""
         if not self._open:
             raise RuntimeError("This bench is closed (a newer bench uses its model); make a new one.")
-        if self._interrupted:
-            name = self.method.name
-            raise RuntimeError(f"{name} was interrupted inside a round and cannot go back; make a new bench.")
+        self._past.settle()

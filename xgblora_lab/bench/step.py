@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xgblora_lab import seeds
-from xgblora_lab.methods.base import adamw, load_optimizer_tensors, optimizer_tensors
+from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.tasks.task import row_lengths
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Head:
         """Take back what `state` gave."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"head/{name}"])
+            parameter.grad = None
         self.optimizer = self._new_optimizer()
         if self.optimizer is not None:
             load_optimizer_tensors(self.optimizer, self.parameters, state, "head_optimizer/")

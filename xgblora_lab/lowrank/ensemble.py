@@ -68,14 +68,14 @@ class Ensemble:
             raise ValueError("A LoRA's rounds replace one another; only boosting's rounds can be dropped.")
         if not 0 <= index < len(self):
             raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
+        self.version += 1  # first: whoever was cut off between the two has counted a change too many
         self._rounds[index] = {}
-        self.version += 1
 
     def truncate(self, rounds: int) -> None:
         """Forget every round from `rounds` on."""
         if rounds < len(self):
-            del self._rounds[self._upto(rounds) :]
             self.version += 1
+            del self._rounds[self._upto(rounds) :]
 
     def active(self, upto: int | None = None) -> list[Boosters]:
         """The rounds whose sum is the update after `upto` rounds: all of them, or a LoRA's last."""

@@ -7,8 +7,7 @@ A replay makes the same additions in the same order, so rewinding is bit-exact o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -74,25 +73,6 @@ class LiveWeights:
         for booster in self._beside.values():
             booster.detach()
         self._beside.clear()
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Whatever happens to the live weights inside the block, they are as before after it."""
-        live = {n: stored_weight(m).detach().clone() for n, m in self.modules.items()}
-        master = {n: w.clone() for n, w in self._master.items()}
-        beside = {n: (b.B.detach(), b.A.detach()) for n, b in self._beside.items()}
-        try:
-            yield
-        finally:
-            self.restore()
-            for name, weight in live.items():
-                stored_weight(self.modules[name]).data.copy_(weight)
-            for name, value in master.items():
-                self._master[name].copy_(value)
-            for name in [n for n in self._master if n not in master]:  # first merged into inside the block
-                del self._master[name]
-            for name, (B, A) in beside.items():
-                self._add_beside(name, B, A)
 
     def _keep(self, name: str) -> None:
         module = self.modules[name]

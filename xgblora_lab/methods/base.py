@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xgblora_lab import seeds
 from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.lowrank.linear import weight_shape
+from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import check_options, option
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Method:
 
     def __post_init__(self) -> None:
         check_options(self)
+        self.boosters: dict[str, LowRank] = {}  # on the model now, by module
 
     def options(self) -> dict[str, Any]:
         """The options as a dict; `type(method)(**options)` makes an equal one."""
@@ -250,13 +251,6 @@ class Continued(Method):
             load_optimizer_tensors(optimizer, parameters, state, "optimizer/")
 
 
-def adamw(
-    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
-) -> torch.optim.AdamW:
-    """torch's AdamW, fused: one kernel call for all parameters, which matters when they are tiny."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-
-
 def fresh_boosters(
     modules: Mapping[str, nn.Module],
     rank: int | Mapping[str, int],
@@ -280,32 +274,3 @@ def fresh_boosters(
 def booster_parameters(boosters: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
     """All trainable factors by name, `module.A` and `module.B`."""
     return {f"{name}.{part}": p for name, b in boosters.items() for part, p in b.named_parameters()}
-
-
-def optimizer_tensors(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], prefix: str = ""
-) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors, copied to the CPU: `prefix + parameter name + "/" + key`."""
-    return {
-        f"{prefix}{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-    prefix: str = "",
-) -> None:
-    """Give an optimizer the state that `optimizer_tensors` took; parameters that had none stay fresh."""
-    for name, parameter in parameters.items():
-        start = f"{prefix}{name}/"
-        entry = {
-            key[len(start) :]: value.to(parameter.device, copy=True)
-            for key, value in tensors.items()
-            if key.startswith(start)
-        }
-        if entry:
-            optimizer.state[parameter] = entry

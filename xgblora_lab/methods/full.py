@@ -42,11 +42,16 @@ class Full(Continued):
     low_rank: ClassVar[bool] = False
     flops_per_weight: ClassVar[int] = 6  # 2 more for the weights' own gradients
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.before: dict[str, Tensor] = {}
+
     def start(self, loop: Loop) -> None:
         super().start(loop)
         loop.weights.snapshot()
         head = {id(p) for p in loop.head.values()}
-        self.parameters = {
+        trained = {
             n: p for n, p in loop.model.named_parameters() if id(p) not in head and p.is_floating_point()
         }
         frozen = [n for n, p in loop.model.named_parameters() if not p.is_floating_point()]
@@ -54,7 +59,8 @@ class Full(Continued):
             raise ValueError(
                 f"Full fine-tuning needs floating-point weights, but {frozen[0]!r} is quantised."
             )
-        self.before = {n: p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
+        self.before = {n: p.detach().to("cpu", copy=True) for n, p in trained.items()}
+        self.parameters = trained
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 

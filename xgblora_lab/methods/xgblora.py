@@ -16,15 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab import seeds
-from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.lowrank.linear import blocks
-from xgblora_lab.methods.base import (
-    Method,
-    booster_parameters,
-    fresh_boosters,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
+from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import option
 from xgblora_lab.methods.weak_learner import (
     earlier_directions,
@@ -135,7 +129,6 @@ class XGBLoRA(Method):
         return factor * min(1.0, (round_step + 1) / self.round_warmup) if self.round_warmup else factor
 
     def start(self, loop: Loop) -> None:
-        self.boosters: dict[str, LowRank] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.carried: dict[str, Tensor] = {}  # optimizer state by parameter, for the policies that keep it
 

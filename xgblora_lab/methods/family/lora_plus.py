@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from xgblora_lab.methods.base import adamw
 from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.optimizers import adamw
 from xgblora_lab.methods.options import option
 
 
