@@ -16,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xgblora_lab.tasks import pydocs, rows
 from xgblora_lab.tasks.checkpoint import load_tokenizer
+from xgblora_lab.tasks.columns import ColumnNames, guess_columns
 from xgblora_lab.tasks.encoding import Encoder
+from xgblora_lab.tasks.limits import whole
 from xgblora_lab.tasks.scores import classification_scores, correlation
 from xgblora_lab.tasks.task import GREATER_IS_BETTER, IGNORED, METRICS, Batch, Example, evaluating
 
@@ -254,7 +256,7 @@ def load_task(
     metric: str | None = None,
     encoder_decoder: bool = False,
     seed: int = 0,
-    **columns: Unpack[rows.ColumnNames],
+    **columns: Unpack[ColumnNames],
 ) -> TextTask:
     """Read and tokenise a data set.
 
@@ -272,7 +274,7 @@ def load_task(
         Tokens per row. Longer rows are cut (`truncated` says how many); longer texts of a causal-lm task
         go on in the next row.
     limit : int, optional
-        Train rows used, drawn by `seed`; default: all.
+        Train rows used, at least 1, drawn by `seed`; default: all.
     metric : str, optional
         What a race ranks by; default: the first of the kind in `task.METRICS`.
     encoder_decoder : bool, default False
@@ -297,18 +299,20 @@ def load_task(
         For an unknown kind or metric, a column that is not there, a row that cannot be used, or data that
         cannot be read.
     """
-    unknown = sorted(set(columns) - set(rows.ColumnNames.__annotations__))
+    unknown = sorted(set(columns) - set(ColumnNames.__annotations__))
     if unknown:
         raise TypeError(
             f"load_task() has no argument {unknown[0]!r}; columns are named by "
-            f"{', '.join(f'{part}=' for part in rows.ColumnNames.__annotations__)}."
+            f"{', '.join(f'{part}=' for part in ColumnNames.__annotations__)}."
         )
     if kind is not None and kind not in METRICS:
         raise ValueError(f"Unknown kind of task {kind!r}; accepted are {', '.join(METRICS)}.")
+    if limit is not None:
+        whole("limit", limit)
     tokenizer = tokenizer or load_tokenizer()
     source = _source(data, kind, seed)
     train = source.splits["train"]
-    found = rows.guess_columns(list(train), train, kind, columns)
+    found = guess_columns(list(train), train, kind, columns)
     kind = found.kind
     if kind == "prompt-answer" and encoder_decoder:
         kind = "seq2seq-lm"
@@ -338,7 +342,7 @@ def load_task(
 
 def _source(data: str | Path | Mapping[str, rows.Table], kind: str | None, seed: int) -> rows.Source:
     if isinstance(data, Mapping):
-        return rows.Source({split: dict(table) for split, table in data.items()})
+        return rows.given(data)
     return pydocs.read(kind or "classification") if data == "pydocs" else rows.read(data, seed)
 
 
