@@ -30,7 +30,7 @@ def whole(name: str, value: Any, low: int = 1, high: int = MOST) -> int:
     ValueError
         Where it is no whole number, or outside the limits.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high:
+    if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
         return int(value)
     raise ValueError(f"{name} must be a whole number from {low} to {high}; got {shown(value)}.")
 

@@ -21,7 +21,7 @@ from xgblora_lab.tasks.text import TextTask, load_task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from xgblora_lab.tasks.rows import Table
+    from xgblora_lab.tasks.tables import Table
     from xgblora_lab.tasks.task import Task
 
 AUTO_CLASSES = {
@@ -247,9 +247,8 @@ def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, lab
         raise ValueError(
             f"num_labels is {num_labels}, but the task has {len(labels)} labels; leave num_labels out."
         )
-    config.num_labels = (
-        len(labels) if labels else 2 if num_labels is None else whole("num_labels", num_labels, 2, 10**6)
-    )
+    asked = 2 if num_labels is None else whole("num_labels", num_labels, 2, 1_000_000)
+    config.num_labels = len(labels) if labels else asked
     config.problem_type = "single_label_classification"
     if labels:
         config.id2label = dict(enumerate(labels))
@@ -257,7 +256,7 @@ def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, lab
 
 
 def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights of the body or has more layers; warn where a language-model head is new."""
+    """Refuse a checkpoint with fewer weights or more layers than the body; warn where a language head is new."""
     body = model.base_model_prefix + "."
     mismatched = {entry[0] for entry in report["mismatched_keys"]}
     missing = sorted(set(report["missing_keys"]) | mismatched)
@@ -272,8 +271,8 @@ def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: d
     extra = sorted(key for key in report["unexpected_keys"] if _DIGITS.sub("#", key) in forms)
     if extra:
         raise ValueError(
-            f"{name} holds {len(extra)} weights of further layers, the first being {extra[0]}; config.json has "
-            f"too few layers ({model.config.num_hidden_layers}) for them."
+            f"{name} holds {len(extra)} weights of further layers, the first being {extra[0]}; config.json "
+            f"has too few layers ({model.config.num_hidden_layers}) for them."
         )
     if missing and kind not in ("classification", "regression"):
         warnings.warn(f"{name} has no {kind} head; {', '.join(missing)} are new and random.", stacklevel=3)

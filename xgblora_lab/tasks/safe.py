@@ -13,7 +13,7 @@ ATTENTION = (
     "eager",
     "sdpa",
     "flex_attention",
-)  # torch's own; transformers would fetch any other from the hub
+)  # torch's own; others come from the hub
 LARGEST = {  # by the name of a setting: far above any model there is
     "num_hidden_layers": 1_000,
     "num_decoder_layers": 1_000,
@@ -71,7 +71,8 @@ def check_config(name: str | Path, config: Any) -> None:
             not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most
         ):
             raise ValueError(
-                f"The configuration of {name} has {key} {shown(value)}; accepted is a whole number up to {most}."
+                f"The configuration of {name} has {key} {shown(value)}; accepted is a whole number up to "
+                f"{most}."
             )
     width, layers = (getattr(config, key, None) or 1 for key in ("hidden_size", "num_hidden_layers"))
     inner, words = (getattr(config, key, None) or 1 for key in ("intermediate_size", "vocab_size"))
@@ -84,13 +85,13 @@ def check_config(name: str | Path, config: Any) -> None:
     for attention in asked.values() if isinstance(asked, Mapping) else [asked]:
         if attention is not None and attention not in ATTENTION:
             raise ValueError(
-                f"The configuration of {name} asks for the attention {shown(attention)}, which would be code from "
-                f"elsewhere; accepted are {', '.join(ATTENTION)}. Remove the entry."
+                f"The configuration of {name} asks for the attention {shown(attention)}, which would be code "
+                f"from elsewhere; accepted are {', '.join(ATTENTION)}. Remove the entry."
             )
     if getattr(config, "transformers_weights", None) is not None:
         raise ValueError(
-            f"The configuration of {name} names its weights (transformers_weights); remove the entry and call "
-            "them model.safetensors."
+            f"The configuration of {name} names its weights (transformers_weights); remove the entry and "
+            "call them model.safetensors."
         )
     for key in getattr(config, "sub_configs", {}):
         if (inside := getattr(config, key, None)) is not None and not isinstance(inside, Mapping):
@@ -115,7 +116,7 @@ def check_files(name: str | Path, place: str) -> None:
     """
     if _file(place, ADAPTER) is not None:
         raise ValueError(
-            f"{name} is a PEFT adapter and no model; merge it into its base and give the folder of the result."
+            f"{name} is a PEFT adapter and no model; merge it into its base and give the result's folder."
         )
     index = _file(place, INDEX)
     if index is None:
@@ -126,8 +127,8 @@ def check_files(name: str | Path, place: str) -> None:
     for file in shards.values():
         if not (isinstance(file, str) and file.endswith(".safetensors") and Path(file).name == file):
             raise ValueError(
-                f"{INDEX} of {name} names {shown(file)}; accepted are safetensors files beside it. Save the model "
-                "with safe_serialization=True."
+                f"{INDEX} of {name} names {shown(file)}; accepted are safetensors files beside it. Save the "
+                "model anew."
             )
 
 

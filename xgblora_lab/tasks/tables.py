@@ -1,7 +1,7 @@
 """One file as a table: CSV, TSV, JSON, JSON lines, Parquet or text, read as it is written.
 
-A file is opened by its very name, so that no character of a name is a pattern, a variable or an address. A cell
-of a CSV or TSV file stays the text that it is; a column becomes numbers only where they say the same.
+A file is opened by its very name, so that no character of a name is a pattern, a variable or an address. A
+cell of a CSV or TSV file stays the text that it is; a column becomes numbers only where they say the same.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
 
 
 def _numbers(cells: list[str | None]) -> list[Any]:
-    """The cells as whole numbers, or as numbers, where all of them are written just as Python writes those."""
+    """The cells as numbers, where all of them are written just as Python writes numbers."""
     filled = [cell for cell in cells if cell is not None]
     if filled and all(INTEGER.fullmatch(cell) for cell in filled):
         return [None if cell is None else int(cell) for cell in cells]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from typing_extensions import Unpack
 
-
+    from xgblora_lab.tasks.tables import Table
 EVALUATION_BATCH = 64  # rows
 
 
@@ -247,7 +247,7 @@ class TextTask:
 
 
 def load_task(
-    data: str | Path | Mapping[str, rows.Table] = "pydocs",
+    data: str | Path | Mapping[str, Table] = "pydocs",
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     kind: str | None = None,
@@ -340,7 +340,7 @@ def load_task(
     )
 
 
-def _source(data: str | Path | Mapping[str, rows.Table], kind: str | None, seed: int) -> rows.Source:
+def _source(data: str | Path | Mapping[str, Table], kind: str | None, seed: int) -> rows.Source:
     if isinstance(data, Mapping):
         return rows.given(data)
     return pydocs.read(kind or "classification") if data == "pydocs" else rows.read(data, seed)
