@@ -7,6 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xgblora_lab.tasks.limits import MOST, shown
+
+RANKS = 16_384  # the highest rank: above the width of most models, and still no size that ends the process
+
 
 def option(
     default: Any,
@@ -45,7 +49,8 @@ def check_options(method: Any) -> None:
     for field in dataclasses.fields(method):
         value, bounds = getattr(method, field.name), _bounds(type(method), field.name)
         if not _accepted(value, str(field.type), bounds):
-            raise ValueError(f"{field.name} must be {_wanted(str(field.type), bounds)}; got {value!r}.")
+            wanted = _wanted(str(field.type), bounds)
+            raise ValueError(f"{field.name} must be {wanted}; got {shown(value)}.")
 
 
 def _bounds(kind: type, name: str) -> Mapping[str, Any]:
@@ -68,7 +73,7 @@ def _accepted(value: Any, kind: str, bounds: Mapping[str, Any]) -> bool:
             and len(value) == len(wanted)
             and all(_accepted(part, part_kind, bounds) for part, part_kind in zip(value, wanted, strict=True))
         )
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST
     if not (whole or (kind.startswith("float") and isinstance(value, float) and math.isfinite(value))):
         return False
     low, above, high, below = (bounds.get(name) for name in ("low", "above", "high", "below"))
@@ -88,4 +93,6 @@ def _wanted(kind: str, bounds: Mapping[str, Any]) -> str:
     words = names.get(first, f"{first.count(',') + 1} numbers" if first.startswith("tuple") else first)
     said = {"low": "from {:g}", "above": "above {:g}", "high": "to {:g}", "below": "below {:g}"}
     limits = [text.format(bounds[name]) for name, text in said.items() if bounds.get(name) is not None]
+    if first == "int" and bounds.get("high") is None:
+        limits.append(f"to {MOST}")
     return " ".join([words, *limits]) + (" or none" if "None" in kind else "")

@@ -256,7 +256,7 @@ def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, lab
 
 
 def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Refuse a checkpoint with fewer weights or more layers than the body; warn where a language head is new."""
+    """Refuse a checkpoint with fewer weights or more layers than the body; warn where a head is new."""
     body = model.base_model_prefix + "."
     mismatched = {entry[0] for entry in report["mismatched_keys"]}
     missing = sorted(set(report["missing_keys"]) | mismatched)
