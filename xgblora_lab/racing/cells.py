@@ -307,7 +307,7 @@ def _fits(history: History, cell: Cell) -> bool:
     )
     named = history.method == cell.trial.method.name and history.label == cell.trial.label
     same = history.settings.lr == cell.trial.lr and history.settings.seed == cell.seed
-    if not (counted and numbers and named and same and isinstance(history.settings.options, dict)):
+    if not (counted and numbers and named and same and isinstance(history.settings.options, Mapping)):
         return False
     if cell.share < 1:  # it ends inside a round, which has no record
         return "early_loss" in history.scores

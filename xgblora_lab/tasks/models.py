@@ -222,7 +222,8 @@ def _require_lab_weights(name: str | Path) -> None:
 
 def _require_room(name: str | Path, model: PreTrainedModel, task: TextTask) -> None:
     """Refuse a tokenizer whose numbers the model has no embedding for."""
-    room = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    room = len(embedding.weight)
     last = max(max(example.ids) for examples in task.splits.values() for example in examples if example.ids)
     if max(last, task.pad_token_id) >= room:
         raise ValueError(

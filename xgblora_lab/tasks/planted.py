@@ -210,7 +210,7 @@ def planted(
     if sequences * length > LARGEST:
         raise ValueError(f"sequences × length is {sequences * length}; accepted are up to {LARGEST} tokens.")
     if not isinstance(strength, int | float) or not 0 < strength < math.inf:
-        raise ValueError(f"strength must be a number above 0; got {shown(strength)}.")
+        raise ValueError(f"strength must be positive and finite; got {shown(strength)}.")
     config: Any = model.config
     generator = torch.Generator().manual_seed(seed)
     truth = {}
