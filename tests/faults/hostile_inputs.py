@@ -492,7 +492,7 @@ def models() -> Iterator[Input]:
             loose = name in ("max_position_embeddings", "num_key_value_heads")
             made = lambda n=name, v=value: configured(n, v)  # noqa: E731
             yield Input("models", f"config {name}={value}", made, None if loose else False)
-    for layers in (1, 3, 1000, 100_000):  # two are there
+    for layers in (1, 3, 256, 257, 100_000):  # two are there
         yield Input(
             "models", f"config with {layers} layers", lambda n=layers: configured("num_hidden_layers", n)
         )
@@ -600,12 +600,15 @@ def arguments() -> Iterator[Input]:
         made = lambda n=name, v=value: load_model(  # noqa: E731
             model_folder(), **{"kind": "classification", n: v}
         )
-        yield Input("arguments", f"load_model({name}={value})", made)
+        yield Input(
+            "arguments", f"load_model({name}={value})", made, None if (name, value) == ("kind", []) else False
+        )
     for name, value in itertools.product(
         ("rank", "sequences", "length", "strength"), (-1, 0, "x", 10**18, float("nan"))
     ):
         made = lambda n=name, v=value: load(model_folder(), "planted", **{n: v})  # noqa: E731
-        yield Input("arguments", f"planted({name}={value})", made)
+        loose = (name, value) == ("strength", 10**18)
+        yield Input("arguments", f"planted({name}={value})", made, None if loose else False)
     for column in ("text", "label", "text_b", "prompt", "answer"):
         for value in ("nothing", 5, []):
             made = lambda c=column, v=value: load_task(_rows(), tokenizer(), **{c: v})  # noqa: E731

@@ -327,7 +327,10 @@ def require_writable(folder: Path) -> None:
         Where nothing may be written there.
     """
     place = folder.absolute()
-    while not os.path.lexists(place):
+    while True:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()  # any other error, as of a name that is too long, is the answer
+            break
         place = place.parent
     if not place.is_dir():
         raise NotADirectoryError(

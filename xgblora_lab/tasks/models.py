@@ -97,7 +97,7 @@ def load_model(
     whole("seed", seed, 0, 2**63 - 1)
     config = load_config(name)
     kind = kind or getattr(task, "kind", None) or language_model_kind(config)
-    if kind not in AUTO_CLASSES:
+    if not isinstance(kind, str) or kind not in AUTO_CLASSES:
         raise ValueError(f"Unknown kind of model {kind!r}; accepted are {', '.join(AUTO_CLASSES)}.")
     if kind in ("classification", "regression"):
         _set_labels(config, kind, num_labels, getattr(task, "labels", None))
@@ -224,7 +224,8 @@ def _require_room(name: str | Path, model: PreTrainedModel, task: TextTask) -> N
     """Refuse a tokenizer whose numbers the model has no embedding for."""
     embedding: Any = model.get_input_embeddings()
     room = len(embedding.weight)
-    last = max(max(example.ids) for examples in task.splits.values() for example in examples if example.ids)
+    rows = (example.ids for examples in task.splits.values() for example in examples)
+    last = max((max(ids) for ids in rows if ids), default=0)
     if max(last, task.pad_token_id) >= room:
         raise ValueError(
             f"The tokenizer of {name} gives token {max(last, task.pad_token_id)}, and the model knows {room} "
@@ -235,7 +236,7 @@ def _require_room(name: str | Path, model: PreTrainedModel, task: TextTask) -> N
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}; accepted are {', '.join(DTYPES)} and auto.")
     return DTYPES[dtype]
 

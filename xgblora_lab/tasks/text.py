@@ -307,8 +307,8 @@ def load_task(
         )
     if kind is not None and kind not in METRICS:
         raise ValueError(f"Unknown kind of task {kind!r}; accepted are {', '.join(METRICS)}.")
-    if limit is not None:
-        whole("limit", limit)
+    whole("limit", 1 if limit is None else limit)
+    whole("seed", seed, 0)
     tokenizer = tokenizer or load_tokenizer()
     source = _source(data, kind, seed)
     train = source.splits["train"]
@@ -323,7 +323,6 @@ def load_task(
         raise ValueError(f"Unknown metric {metric!r} for {kind}; accepted are {', '.join(METRICS[kind])}.")
     if limit is not None:
         source.splits["train"] = rows.sample(train, limit, seed)
-
     encoder = Encoder(tokenizer, kind, found, max_length, encoder_decoder, source.label_names)
     splits = {
         split: encoder.encode(split, source.splits[split]) for split in rows.SPLITS if split in source.splits
