@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from faults.hostile import Input, given, judge, run
 from faults.hostile_inputs import inputs
 from toy import ToyTask
 
+from xgblora_lab import cli
 from xgblora_lab.bench.hooks import Spectrum
 from xgblora_lab.racing.race import race
 
@@ -31,7 +34,7 @@ ALWAYS = (  # one of each kind that once was accepted, hung, or ended in a trace
     "planted --metric=loss",
     "race into settings 'null'",
     "lora:rank twice",
-    "lora:lr=inf",
+    "xgblora:lr=inf",
     ".jsonl with null",
     ".json with null",
     ".csv with two equal names",
@@ -58,7 +61,7 @@ ALWAYS = (  # one of each kind that once was accepted, hung, or ended in a trace
     "an index that names pytorch_model.bin",
     "an adapter",
     "race.json 'null'",
-    "a cell's settings=[]",
+    "a cell cut at 0",
 )
 
 
@@ -97,7 +100,6 @@ def _given_and_refused() -> None:
     ("run_", "fault"),
     [
         (lambda: {}["a key"], "KeyError"),
-        (lambda: int("x" * 3 + "\n"), "more than a line|no sentence|accepted|$"),
         (_two_lines, "more than a line"),
         (lambda: (_ for _ in ()).throw(ValueError("no")), "no sentence"),
         (lambda: None, "accepted"),
@@ -110,8 +112,6 @@ def _given_and_refused() -> None:
     ],
 )
 def test_the_harness_sees_what_is_wrong(tmp_path: Path, run_: Callable[[], Any], fault: str) -> None:
-    import re
-
     answer = judge(Input("", "", run_), tmp_path / "x", seconds=0.1, alarm=0.5)
     assert re.search(fault, answer), answer
 
@@ -121,6 +121,40 @@ def test_the_harness_sees_what_is_written_outside(tmp_path: Path) -> None:
     assert judge(away, tmp_path / "x") == "wrote else.txt"
     good = Input("", "", lambda: Path("out").write_text("x"), accepted=True)
     assert judge(good, tmp_path / "y") == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (
+            KeyError("a name"),
+            1,
+            "A fault of xgblora-lab, or input that it does not foresee (KeyError: 'a name')",
+        ),
+        (MemoryError(), 2, "The memory does not suffice; take a smaller model"),
+        (PermissionError(13, "Permission denied", "runs"), 2, "runs: permission denied; give another path"),
+        (RuntimeError("Every run\nof the race failed."), 2, "Every run of the race failed."),
+        (ValueError("A refusal."), 2, "A refusal."),
+    ],
+)
+def test_every_error_is_a_sentence_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    sentence: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("xgblora_lab.racing.race.race", fail)
+    monkeypatch.setattr(sys, "argv", ["xgblora-lab", "race", "--workers", "1"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == code
+    assert said.startswith(f"xgblora-lab: {sentence}")
+    assert len(said.splitlines()) == 1
 
 
 def test_a_race_folder_belongs_to_the_contents_and_the_hooks(tmp_path: Path) -> None:
