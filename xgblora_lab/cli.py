@@ -279,7 +279,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "The memory does not suffice; take a smaller model, batch or rank, or fewer workers.", 2
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
+        name = str(error.filename or "")
+        place = f"{name if len(name) <= 200 else name[:80] + '…'}: " if name else ""
         return f"{place}{error.strerror.lower()}; give another path, or change this one.", 2
     if isinstance(error, ValueError | OSError | RuntimeError | ImportError):
         return text or type(error).__name__, 2

@@ -172,15 +172,22 @@ def load(
     FileNotFoundError, OSError, ValueError, TypeError
         As `load_model`, `load_tokenizer`, and `load_task` or `planted` raise them.
     """
+    own = set(inspect.signature(planted).parameters)
     if data == "planted":
         base = load_model(model, kind=kind, dtype=dtype, seed=seed)
-        unknown = sorted(set(options) - set(inspect.signature(planted).parameters))
+        unknown = sorted(set(options) - own)
         if unknown:
             raise ValueError(
                 f"The planted task has no option {unknown[0]!r}; it has modules, spectrum, rank, strength, "
                 "sequences and length."
             )
         return base, planted(base, seed=seed, **options)
+    foreign = sorted((own - set(inspect.signature(load_task).parameters)).intersection(options))
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} is an option of planted data, which this is not; leave it out, or give the data "
+            '"planted".'
+        )
     config = load_config(model)
     positions = getattr(config, "max_position_embeddings", None)
     if positions:
