@@ -34,7 +34,7 @@ class LoRA(Continued):
         How A starts, see `lowrank.booster.init_A`.
     """
 
-    rank: int = option(8, low=1, high=RANKS)
+    rank: int = option(8, low=1, most=RANKS)
     alpha: float | None = option(None, above=0)
     scaling: str = option("lora", choices=("lora", "rslora"))
     init: str = option("kaiming", choices=INITS)

@@ -20,6 +20,7 @@ def option(
     high: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
+    most: int = MOST,
 ) -> Any:
     """A dataclass field that knows what it accepts.
 
@@ -33,8 +34,17 @@ def option(
         Bounds that are themselves not accepted.
     choices : sequence of str, optional
         The words accepted.
+    most : int, default 10⁹
+        The largest size that can be meant; a sentence names it only where it is exceeded.
     """
-    bounds = {"low": low, "above": above, "high": high, "below": below, "choices": tuple(choices)}
+    bounds = {
+        "low": low,
+        "above": above,
+        "high": high,
+        "below": below,
+        "choices": tuple(choices),
+        "most": most,
+    }
     return dataclasses.field(default=default, metadata=bounds)
 
 
@@ -50,6 +60,9 @@ def check_options(method: Any) -> None:
         value, bounds = getattr(method, field.name), _bounds(type(method), field.name)
         if not _accepted(value, str(field.type), bounds):
             wanted = _wanted(str(field.type), bounds)
+            most = bounds.get("most", MOST)
+            if isinstance(value, int) and abs(value) > most:
+                wanted += f", of {most} at most"
             raise ValueError(f"{field.name} must be {wanted}; got {shown(value)}.")
 
 
@@ -73,7 +86,7 @@ def _accepted(value: Any, kind: str, bounds: Mapping[str, Any]) -> bool:
             and len(value) == len(wanted)
             and all(_accepted(part, part_kind, bounds) for part, part_kind in zip(value, wanted, strict=True))
         )
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= bounds.get("most", MOST)
     if not (whole or (kind.startswith("float") and isinstance(value, float) and math.isfinite(value))):
         return False
     low, above, high, below = (bounds.get(name) for name in ("low", "above", "high", "below"))
@@ -93,6 +106,4 @@ def _wanted(kind: str, bounds: Mapping[str, Any]) -> str:
     words = names.get(first, f"{first.count(',') + 1} numbers" if first.startswith("tuple") else first)
     said = {"low": "from {:g}", "above": "above {:g}", "high": "to {:g}", "below": "below {:g}"}
     limits = [text.format(bounds[name]) for name, text in said.items() if bounds.get(name) is not None]
-    if first == "int" and bounds.get("high") is None:
-        limits.append(f"to {MOST}")
     return " ".join([words, *limits]) + (" or none" if "None" in kind else "")

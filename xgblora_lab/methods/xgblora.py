@@ -95,7 +95,7 @@ class XGBLoRA(Method):
     """
 
     lr: float = 1e-2
-    rank: int = option(1, low=1, high=RANKS)
+    rank: int = option(1, low=1, most=RANKS)
     alpha: float | None = option(None, above=0)
     merge: str = option("fixed", choices=MERGES)
     max_steps_per_round: int | None = option(None, low=1)
