@@ -437,27 +437,29 @@ def grow(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
 def grown() -> Iterator[Input]:
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
     values = st.recursive(
-        scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner)
+        scalars,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
     )
-    rows = st.lists(st.fixed_dictionaries({"text": values, "label": values}), min_size=10, max_size=14)
-    for suffix in SUFFIXES:
-        for i, content in enumerate(grow(st.binary(max_size=200), 30)):
-            made = lambda s=suffix, c=content: load_task(given("rows" + s, c), tokenizer())  # noqa: E731
-            yield Input("grown", f"bytes {i} as {suffix}", made, None)
-    for i, value in enumerate(grow(values, 60)):
+    row = st.fixed_dictionaries({"text": values, "label": values})
+    for (i, content), suffix in itertools.product(enumerate(grow(st.binary(max_size=60), 30)), SUFFIXES):
+        made = lambda s=suffix, c=content: load_task(given("rows" + s, c), tokenizer())  # noqa: E731
+        yield Input("grown", f"bytes {i} as {suffix}", made, None)
+    for i, value in enumerate(grow(values, 50)):
         made = lambda v=value: load_task(given("rows.json", json.dumps(v)), tokenizer())  # noqa: E731
         yield Input("grown", f"a JSON value {i}", made, None)
-    for i, value in enumerate(grow(rows, 60)):
-        made = lambda v=value: load_task(given("rows.json", json.dumps(v)), tokenizer())  # noqa: E731
-        yield Input("grown", f"rows {i}", made, None)
+    every = grow(row, 60)
+    for i in range(0, len(every) - 10, 2):  # ten rows each, in windows that overlap
+        some = json.dumps(every[i : i + 10])
+        yield Input("grown", f"rows {i}", lambda v=some: load_task(given("rows.json", v), tokenizer()), None)
     letters = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n\0"), min_size=1, max_size=12)
     plain = letters.filter(lambda text: text.strip() and "\x85" not in text and text[0] != "\ufeff")
-    for i, text in enumerate(grow(plain, 60)):
+    for i, text in enumerate(grow(plain, 40)):
         suffix = list(FORMS)[i % len(FORMS)]
         made = lambda t=text, s=suffix: read_back("rows" + s, t)  # noqa: E731
         yield Input("grown", f"text {i} {text!r} in {suffix}", made, accepted=True)
     for i, spec in enumerate(
-        grow(st.from_regex(r"(lora|full)(:[a-z_]{0,5}=?[-0-9a-z.]{0,5}){0,3}", fullmatch=True), 60)
+        grow(st.from_regex(r"(lora|full)(:[a-z_]{0,5}=?[-0-9a-z.]{0,5}){0,3}", fullmatch=True), 40)
     ):
         yield Input("grown", f"the method {spec!r} ({i})", lambda s=spec: make_method(s), None)
 
