@@ -206,7 +206,7 @@ def planted(
         raise ValueError(f"{type(model).__name__} is no language model; plant in one loaded by load_model.")
     whole("sequences", sequences, 1, LARGEST)
     whole("length", length, 1, LARGEST)
-    whole("rank", rank, 1, LARGEST)
+    whole("rank", rank, 0, LARGEST)  # `singular_values` refuses 0
     if sequences * length > LARGEST:
         raise ValueError(f"sequences × length is {sequences * length}; accepted are up to {LARGEST} tokens.")
     if not isinstance(strength, int | float) or not 0 < strength < math.inf:
