@@ -279,7 +279,11 @@ def test_labels_keep_their_names_and_order() -> None:
             {"kind": "poetry"},
             "Unknown kind of task 'poetry'; accepted are classification",
         ),
-        ({"text": ["x", "y"], "label": [0, 1]}, {"max_length": 1}, "max_length is 1"),
+        (
+            {"text": ["x", "y"], "label": [0, 1]},
+            {"max_length": 1},
+            "max_length must be a whole number from 2",
+        ),
         ({"text": ["", "x"]}, {}, "no text of two tokens"),
         ({"text": ["xy"]}, {"encoder_decoder": True}, "needs prompt and answer columns"),
         (

@@ -1,7 +1,7 @@
 """The command line: open the notebooks, run one, race methods, report on runs.
 
 Every command is a thin call of the library. What is refused there is one sentence here, on stderr, and exit
-code 2.
+code 2; `--traceback` shows where it came from.
 """
 
 from __future__ import annotations
@@ -268,25 +268,47 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Run the console script: an error that the library explains is one sentence and exit code 2."""
+    """Run the console script: whatever goes wrong is one sentence on stderr and exit code 2 (1: a fault)."""
     try:
-        app()
-    except (FileNotFoundError, ValueError) as error:
+        code = app(standalone_mode=False)
+    except Exception as error:
         _refuse(error)
-    except RuntimeError as error:
-        from xgblora_lab.course.execute import NotebookError  # here, so that `--help` stays quick
-
-        if not isinstance(error, NotebookError):
-            raise
-        _refuse(error)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _refuse(error: Exception) -> NoReturn:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        raise SystemExit(2) from None
     if _options["traceback"]:
         sys.stderr.write(getattr(error, "traceback", ""))  # the kernel's, for a notebook
         raise error
-    sys.stderr.write(f"xgblora-lab: {error}\n")
-    raise SystemExit(2) from None
+    sentence, code = _sentence(error)
+    sys.stderr.write(f"xgblora-lab: {sentence}\n")
+    raise SystemExit(code) from None
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What went wrong and what to do, on one line, and the exit code."""
+    text = " ".join(str(error).split())
+    if hasattr(error, "format_message"):  # of the command line's own parser
+        command = getattr(getattr(error, "ctx", None), "command_path", None) or "xgblora-lab"
+        return f"{' '.join(error.format_message().split()).rstrip('.')}. See `{command} --help`.", 2
+    if isinstance(error, typer.Abort):
+        return "Stopped.", 1
+    if isinstance(error, MemoryError):
+        return "The memory does not suffice; take a smaller model, batch or rank, or fewer workers.", 2
+    if isinstance(error, OSError) and error.strerror:
+        name = str(error.filename or "")
+        place = f"{name if len(name) <= 200 else name[:80] + '…'}: " if name else ""
+        return f"{place}{error.strerror.lower()}; give another path, or change this one.", 2
+    if isinstance(error, ValueError | OSError | RuntimeError | ImportError):
+        return text or type(error).__name__, 2
+    return (
+        f"A fault of xgblora-lab, or input that it does not foresee ({type(error).__name__}: {text}). "
+        "Repeat it as `xgblora-lab --traceback …` and report what that shows.",
+        1,
+    )
 
 
 if __name__ == "__main__":

@@ -62,15 +62,21 @@ def make_method(spec: str, **options: Any) -> Method:
     In the text an option is any field of the method, or r (rank), k (steps_per_round), modules
     (modules_per_round); keyword options are overridden by those in the text. ValueError says what is unknown.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"A method is a text such as 'lora:r=8'; got {spec!r}.")
     name, *parts = spec.split(":")
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"Unknown method {name!r}; accepted: {', '.join(METHODS)}.{hint}")
     fields = {f.name: f for f in dataclasses.fields(METHODS[name])}
+    said = set()
     for part in parts:
         key, equals, text = part.partition("=")
         key = ALIASES.get(key, key)
+        if key in said:
+            raise ValueError(f"{spec!r} gives {key} twice; give it once.")
+        said.add(key)
         if not equals or key not in fields:
             raise ValueError(
                 f"Unknown option {part!r} of {name}; accepted as name=value: {', '.join(fields)}."

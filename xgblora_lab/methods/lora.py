@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xgblora_lab.lowrank.booster import INITS, LowRank
 from xgblora_lab.methods.base import Continued, booster_parameters, fresh_boosters
-from xgblora_lab.methods.options import option
+from xgblora_lab.methods.options import RANKS, option
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
@@ -34,7 +34,7 @@ class LoRA(Continued):
         How A starts, see `lowrank.booster.init_A`.
     """
 
-    rank: int = option(8, low=1)
+    rank: int = option(8, low=1, most=RANKS)
     alpha: float | None = option(None, above=0)
     scaling: str = option("lora", choices=("lora", "rslora"))
     init: str = option("kaiming", choices=INITS)

@@ -7,6 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xgblora_lab.tasks.limits import MOST, shown
+
+RANKS = 16_384  # the highest rank: above the width of most models, and still no size that ends the process
+
 
 def option(
     default: Any,
@@ -16,6 +20,7 @@ def option(
     high: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
+    most: int = MOST,
 ) -> Any:
     """A dataclass field that knows what it accepts.
 
@@ -29,8 +34,17 @@ def option(
         Bounds that are themselves not accepted.
     choices : sequence of str, optional
         The words accepted.
+    most : int, default 10⁹
+        The largest size that can be meant; a sentence names it only where it is exceeded.
     """
-    bounds = {"low": low, "above": above, "high": high, "below": below, "choices": tuple(choices)}
+    bounds = {
+        "low": low,
+        "above": above,
+        "high": high,
+        "below": below,
+        "choices": tuple(choices),
+        "most": most,
+    }
     return dataclasses.field(default=default, metadata=bounds)
 
 
@@ -45,7 +59,11 @@ def check_options(method: Any) -> None:
     for field in dataclasses.fields(method):
         value, bounds = getattr(method, field.name), _bounds(type(method), field.name)
         if not _accepted(value, str(field.type), bounds):
-            raise ValueError(f"{field.name} must be {_wanted(str(field.type), bounds)}; got {value!r}.")
+            wanted = _wanted(str(field.type), bounds)
+            most = bounds.get("most", MOST)
+            if isinstance(value, int) and abs(value) > most:
+                wanted += f", of {most} at most"
+            raise ValueError(f"{field.name} must be {wanted}; got {shown(value)}.")
 
 
 def _bounds(kind: type, name: str) -> Mapping[str, Any]:
@@ -68,7 +86,7 @@ def _accepted(value: Any, kind: str, bounds: Mapping[str, Any]) -> bool:
             and len(value) == len(wanted)
             and all(_accepted(part, part_kind, bounds) for part, part_kind in zip(value, wanted, strict=True))
         )
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= bounds.get("most", MOST)
     if not (whole or (kind.startswith("float") and isinstance(value, float) and math.isfinite(value))):
         return False
     low, above, high, below = (bounds.get(name) for name in ("low", "above", "high", "below"))

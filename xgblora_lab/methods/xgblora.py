@@ -19,7 +19,7 @@ from xgblora_lab import seeds
 from xgblora_lab.lowrank.linear import blocks
 from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
 from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
-from xgblora_lab.methods.options import option
+from xgblora_lab.methods.options import RANKS, option
 from xgblora_lab.methods.weak_learner import (
     earlier_directions,
     hardest_rows,
@@ -89,7 +89,7 @@ class XGBLoRA(Method):
     """
 
     lr: float = 1e-2
-    rank: int = option(1, low=1)
+    rank: int = option(1, low=1, most=RANKS)
     alpha: float | None = option(None, above=0)
     merge: str = option("fixed", choices=MERGES)
     max_steps_per_round: int | None = option(None, low=1)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
@@ -19,10 +20,14 @@ from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Hook, Run, Stop
 from xgblora_lab.bench.records import History
 from xgblora_lab.files import plain, write_json
+from xgblora_lab.racing.identity import hook_names, short_digest
 from xgblora_lab.racing.tuning import Trial
 
 if TYPE_CHECKING:
     from xgblora_lab.tasks.task import Task
+
+
+REFUSALS = (ValueError, OSError, TypeError, ImportError)  # what a run is refused with that cannot begin
 
 
 @dataclass
@@ -62,7 +67,8 @@ class Cell:
         """The name of the cell's file."""
         trial = self.trial
         knobs = "".join(f"_{name}={value}" for name, value in trial.knobs.items())
-        part = f"_first={self.stop}" if self.share < 1 else "_watched" if self.watch else ""
+        watch = f"_watch={short_digest(hook_names(self.watch))}_watched" if self.watch else ""
+        part = f"_first={self.stop}" if self.share < 1 else watch
         name = f"{trial.label}_lr={trial.lr:g}{knobs}_seed={self.seed}{part}"
         return name.replace("/", "-").replace(":", "_")
 
@@ -169,7 +175,9 @@ class Cells:
     Raises
     ------
     ValueError
-        The folder holds a race with other settings.
+        The folder holds a race with other settings, or settings that cannot be read.
+    NotADirectoryError, PermissionError
+        Nothing can be written there.
     """
 
     def __init__(self, out: Path | None, settings: Mapping[str, Any], executor: Executor | None) -> None:
@@ -177,10 +185,25 @@ class Cells:
         self.failures: dict[str, str] = {}  # cell, in words → error
         self.settings = json.loads(json.dumps(plain(settings)))
         self._any = False
-        kept = out / "settings.json" if out is not None else None
-        held = json.loads(kept.read_text(encoding="utf-8")) if kept is not None and kept.exists() else None
-        if held is not None and held != self.settings:
-            raise ValueError(f"{out} holds a race with other settings; choose another folder for this one.")
+        if out is not None:
+            require_writable(out)
+            self._compare(out / "settings.json")
+
+    def _compare(self, kept: Path) -> None:
+        if not kept.exists():
+            return
+        try:
+            held = dict(json.loads(kept.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{kept} does not hold the settings of a race; choose another folder for this one."
+            ) from error
+        other = [name for name in {**held, **self.settings} if held.get(name) != self.settings.get(name)]
+        if other:
+            raise ValueError(
+                f"{kept.parent} holds a race with other settings ({', '.join(map(str, other))}); choose "
+                "another folder for this one."
+            )
 
     def finish(self, cells: Sequence[Cell], bar: Any) -> list[History | None]:
         """The histories of these cells, in their order; None for a failed one.
@@ -189,7 +212,7 @@ class Cells:
 
         Raises
         ------
-        ValueError, FileNotFoundError, TypeError
+        ValueError, OSError, TypeError, ImportError
             The race's very first run was refused: every run would be.
         """
         found: dict[str, History | None] = {}
@@ -208,7 +231,7 @@ class Cells:
                 found[cell.name] = result
                 bar.write(_line(cell, result))
             else:
-                if not self._any and isinstance(result, ValueError | FileNotFoundError | TypeError):
+                if not self._any and isinstance(result, REFUSALS):
                     raise result
                 found[cell.name] = None
                 self.failures[str(cell)] = f"{type(result).__name__}: {result}"
@@ -254,8 +277,9 @@ class Cells:
         if path is None or not path.exists():
             return None
         try:
-            return History.load(path)
-        except (ValueError, KeyError, TypeError):
+            history = History.load(path)
+            return history if _fits(history, cell) else None
+        except Exception:  # of many classes: what is wrong with a damaged file does not matter
             return None
 
     def _keep(self, cell: Cell, history: History) -> None:
@@ -271,6 +295,49 @@ def _attempt(work: Callable[..., History], *arguments: Any) -> History | Excepti
         return work(*arguments)
     except Exception as error:  # whatever a run dies of, the race goes on and says so
         return error
+
+
+def _fits(history: History, cell: Cell) -> bool:
+    """Whether a file holds the whole run of this cell."""
+    counted = [r.index for r in history] == list(range(len(history)))
+    numbers = all(
+        isinstance(value, int | float)
+        for r in history
+        for value in (r.step, r.seconds, r.peak_parameters, r.total_parameters, r.optimizer_bytes, *r.losses)
+    )
+    named = history.method == cell.trial.method.name and history.label == cell.trial.label
+    same = history.settings.lr == cell.trial.lr and history.settings.seed == cell.seed
+    if not (counted and numbers and named and same and isinstance(history.settings.options, Mapping)):
+        return False
+    if cell.share < 1:  # it ends inside a round, which has no record
+        return "early_loss" in history.scores
+    last = history[-1]
+    diverged = not all(map(math.isfinite, (*last.losses, last.loss_after, last.probe_after)))
+    return last.step >= cell.stop or diverged
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written into, before any work is done for it.
+
+    Raises
+    ------
+    NotADirectoryError
+        Where it, or what it is to lie in, is a file.
+    PermissionError
+        Where nothing may be written there.
+    """
+    place = folder.absolute()
+    while True:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()  # any other error, as of a name that is too long, is the answer
+            break
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(
+            f"{place} is no folder, so nothing can be written there; choose another one."
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"Nothing may be written into {place}; choose another folder.")
 
 
 def _line(cell: Cell, history: History) -> str:

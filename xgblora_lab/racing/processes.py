@@ -9,6 +9,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import contextmanager
 from typing import Any
 
+MOST = 256  # processes on one machine
+
 
 class Processes(Executor):
     """A pool of processes, each with its share of the cores, that outlives the death of one of them.
@@ -67,8 +69,8 @@ def workers(count: int | None) -> Iterator[Executor | None]:
     """
     if count is None:
         count = min(4, os.cpu_count() or 1)
-    if count < 1:
-        raise ValueError(f"--workers is a number of processes, at least 1; got {count}.")
+    if not 1 <= count <= MOST:
+        raise ValueError(f"--workers is a number of processes, at least 1 and at most {MOST}; got {count}.")
     if count == 1:
         yield None
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,11 @@ from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.records import History, short_name
 from xgblora_lab.methods import ALIASES, METHODS, Method, make_method
 from xgblora_lab.racing.cells import Cell, Cells, load_cell
+from xgblora_lab.racing.identity import data_digest, hook_names, model_digest
 from xgblora_lab.racing.result import Race
 from xgblora_lab.racing.ties import majority_score
 from xgblora_lab.racing.tuning import Trial, Tuned, plan, tune
+from xgblora_lab.tasks.limits import whole
 
 if TYPE_CHECKING:
     from xgblora_lab.tasks.task import Task
@@ -30,6 +32,7 @@ __all__ = ["Race", "race"]
 
 FIELD = ("xgblora", "lora:r=1", "lora:r=8", "full")
 TRIALS = 8
+LARGEST = {"seeds": 10_000, "trials": 10_000, "steps": 100_000_000, "batch_size": 1_000_000}
 OPEN = ("trials", "lrs", "seeds")  # settings that may grow when a race goes on in its folder
 
 
@@ -89,7 +92,8 @@ def race(
     precision : str, optional
         accelerate's mixed precision, "no", "bf16" or "fp16".
     out : str or Path, optional
-        Folder for the finished runs, the table and the result; an interrupted race goes on there.
+        Folder for the finished runs, the table and the result; an interrupted race goes on there. It belongs
+        to one race: the same contents of model and data, the same settings and hooks.
     executor : Executor, optional
         Where the runs happen, any `concurrent.futures.Executor`: a `ProcessPoolExecutor`, or a Dask cluster's
         `Client.get_executor()`. Default: here, one after another. (Threads share torch's random generator, so
@@ -107,10 +111,17 @@ def race(
     Raises
     ------
     ValueError
-        An option that cannot be used; a folder that holds another race.
+        An option that cannot be used, or is above `LARGEST`; a folder that holds another race.
+    OSError
+        A model or data that is not there; a folder that cannot be written.
     RuntimeError
         Every run failed.
     """
+    sizes = {"seeds": seeds, "trials": trials, "steps": steps, "batch_size": batch_size}
+    for name, value in sizes.items():
+        whole(name, value, 0 if name in OPEN else 1, LARGEST[name])
+    if limit is not None:
+        whole("limit", limit)
     if seeds < 1 or trials < 1 or (lrs is not None and not lrs):
         raise ValueError(
             "A race needs at least one seed, one trial and one learning rate; "
@@ -139,7 +150,11 @@ def race(
         **task_options,
     }
     folder = Path(out) if out is not None else None
-    cells = Cells(folder, {k: v for k, v in settings.items() if k not in OPEN}, executor)
+    fixed = {k: v for k, v in settings.items() if k not in OPEN}
+    if folder is not None:
+        fixed |= {"model's contents": model_digest(model), "data's contents": data_digest(data)}
+        fixed["hooks"] = hook_names(hooks)
+    cells = Cells(folder, fixed, executor)
 
     def cell(trial: Trial, seed: int, share: float = 1.0) -> Cell:
         return Cell(model, data, task_options, settings, hooks, trial, seed, share)
@@ -155,9 +170,7 @@ def race(
         tuned = tune(plans, run, adapt)
         best = [found.trials[found.best] for found in tuned.values() if found.best is not None]
         if not best:
-            raise RuntimeError(
-                "Every run of the race failed. " + "; ".join(": ".join(f) for f in cells.failures.items())
-            )
+            raise RuntimeError(f"Every run of the race failed. {_grouped(cells.failures)}")
         # Seed by seed, because a model that is given by name is loaded once for each.
         further = cells.finish([cell(trial, seed) for seed in range(1, seeds) for trial in best], bar)
         if watch is not None:
@@ -236,6 +249,19 @@ def _found(tuned: dict[str, Tuned], further: Sequence[History]) -> Race:
         if t.edge:
             found.edges[label] = t.edge
     return found
+
+
+def _grouped(failures: Mapping[str, str]) -> str:
+    """Every reason once, with the run that met it first."""
+    first: dict[str, tuple[str, int]] = {}
+    for cell, reason in failures.items():
+        named, count = first.get(reason, (cell, 0))
+        first[reason] = named, count + 1
+    told = [
+        f"{cell}{f' and {count - 1} more' if count > 1 else ''}: {reason}"
+        for reason, (cell, count) in first.items()
+    ]
+    return "; ".join(told)
 
 
 def _bar(progress: bool) -> Any:

@@ -14,10 +14,12 @@ from xgblora_lab.bench.records import History
 from xgblora_lab.files import plain, write_text
 from xgblora_lab.racing.summary import Difference, compare, median, spread, steps_in_words, steps_to
 from xgblora_lab.racing.ties import tie
+from xgblora_lab.tasks.limits import whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LONGEST = 10_000_000  # steps of a round
 STEPWISE = ("losses", "learning_rates", "gradient_norms")
 
 
@@ -183,12 +185,16 @@ class Race:
         FileNotFoundError
             There is no finished race in the folder.
         ValueError
-            It was written by a version that kept races in another form.
+            It was written by a version that kept races in another form, or is damaged.
         """
         path = Path(folder) / "race.json"
         if not path.is_file():
             raise FileNotFoundError(f"No finished race in {folder}: race.json is missing.")
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no JSON file; run the race again in its folder.") from error
+        return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Race:
@@ -197,18 +203,33 @@ class Race:
         Raises
         ------
         ValueError
-            They were written by a version that kept races in another form.
+            They were written by a version that kept races in another form, or are no race's contents.
         """
-        if "trials" not in values:
+        if isinstance(values, dict) and "trials" not in values and "histories" in values:
             raise ValueError("this race was written by an older version; run it again to read it")
-        for history in values["histories"]:
-            for r in history["rounds"]:
-                for name in STEPWISE:
-                    r[name] = [r[name]] * r["steps"]
-                del r["steps"]
-                r["modules"] = values["modules"][r["modules"]]
-        histories = [History.from_dict(h) for h in values["histories"]]
-        return cls(histories, values["settings"], values["trials"], values["edges"], values["failures"])
+        try:
+            histories = [History.from_dict(_whole(h, values["modules"])) for h in values["histories"]]
+            race = cls(histories, values["settings"], values["trials"], values["edges"], values["failures"])
+            if histories:
+                str(race)  # every number of the table is one
+        except Exception as error:  # of many classes, by what has the wrong type
+            raise ValueError(
+                f"this is no race that `save` wrote, or a damaged one ({type(error).__name__}: {error}); "
+                "run the race again in its folder"
+            ) from error
+        return race
+
+
+def _whole(history: Mapping[str, Any], sets: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The history's dict as `History.to_dict` gives it: what `_compact` left out is put back."""
+    rounds = []
+    for kept in history["rounds"]:
+        steps = whole("steps", kept["steps"], 0, LONGEST)
+        series = {name: [kept[name]] * steps for name in STEPWISE}
+        r = {**kept, **series, "modules": sets[kept["modules"]]}
+        del r["steps"]
+        rounds.append(r)
+    return {**history, "rounds": rounds}
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xgblora_lab.tasks.limits import shown
+from xgblora_lab.tasks.rows import HUB_ID, local_path
+from xgblora_lab.tasks.safe import check_config, read_object
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -33,26 +37,30 @@ def load_config(name: str | Path) -> PretrainedConfig:
     OSError
         Where the hub cannot be reached and its cache does not hold the model.
     ValueError
-        Where what is found is no configuration that transformers knows.
+        Where what is found is no configuration that transformers knows, or one that `safe` refuses.
     """
     from transformers import AutoConfig
 
     place = location(name)
-    if Path(place).is_dir() and not (Path(place) / "config.json").exists():
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         if name == "lab":
             raise FileNotFoundError(f"The lab model is not here; train it with `{PRETRAIN}`.")
         raise FileNotFoundError(
             f"{name} is no model folder: it holds no config.json. Give a from_pretrained folder."
         )
+    if Path(place).is_dir():
+        read_object(Path(place) / "config.json")
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # of many classes, where a value has another type than transformers expects
         if "connect" in str(error) or "offline" in str(error):
             raise OSError(
                 f"The hub could not be reached for {name!r}, and it is not in the local cache; "
                 'use a local folder or the embedded "lab" model.'
             ) from error
         raise ValueError(f"{name!r} gives no model configuration: {first_line(error)}") from error
+    check_config(name, config)
+    return config
 
 
 def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
@@ -86,8 +94,12 @@ def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
         raise FileNotFoundError(f"{name} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); {hint}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The tokenizer of {name} could not be read: {first_line(error)}") from error
+        tokenizer("a")
+    except Exception as error:  # of many classes, the reader's own among them
+        raise ValueError(
+            f"The tokenizer of {name} could not be read; save the model's tokenizer into the folder anew. "
+            f"transformers says: {first_line(error)}"
+        ) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(
@@ -117,17 +129,12 @@ def location(name: str | Path) -> str:
     """
     if name == "lab":
         return str(LAB)
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir():
         return str(path)
     text = str(name)
-    if (
-        isinstance(name, Path)
-        or path.exists()
-        or text[:1] in ("", ".", "/", "~", "\\")
-        or text.count("/") > 1
-    ):
-        raise FileNotFoundError(f'There is no folder {text!r}; give a model folder, a hub id, or "lab".')
+    if isinstance(name, Path) or path.exists() or HUB_ID.fullmatch(text) is None or len(text) > 96:
+        raise FileNotFoundError(f'There is no folder {shown(text)}; give a model folder, a hub id, or "lab".')
     return text
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from xgblora_lab.tasks.rows import Columns, Table, missing
+from xgblora_lab.tasks.columns import Columns, missing
+from xgblora_lab.tasks.limits import shown, whole
+from xgblora_lab.tasks.tables import Table
 from xgblora_lab.tasks.task import IGNORED, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+NESTED = (list, tuple, dict, bytes)  # values that are neither a text nor a number
 
 
 class Encoder:
@@ -53,7 +59,7 @@ class Encoder:
         label_names: dict[str, list[str]] | None = None,
     ) -> None:
         self.tokenizer, self.kind, self.columns = tokenizer, kind, columns
-        self.max_length = min(max_length, tokenizer.model_max_length)
+        self.max_length = min(whole("max_length", max_length, 2), tokenizer.model_max_length)
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; a row needs at least 2 tokens.")
         self.encoder_decoder = encoder_decoder
@@ -179,12 +185,16 @@ class Encoder:
                     f"Row {row} of {split} has no label in column {column!r}; fill it in or drop the row."
                 )
         if self.kind == "regression":
-            try:
-                return [float(v) for v in values]
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"A regression needs numbers in column {column!r}: {error}.") from None
+            return [self._number(split, row, value) for row, value in enumerate(values)]
         names = self.label_names.get(column or "")
-        known = [names[v] for v in values] if names else [_label_name(v) for v in values]
+        for row, value in enumerate(values):
+            if isinstance(value, NESTED) or (names and value not in range(len(names))):
+                accepted = f"a number from 0 to {len(names) - 1}" if names else "a text or a number"
+                raise ValueError(
+                    f"Row {row} of {split} has {shown(value)} in the label column {column!r}; "
+                    f"give {accepted} for each row."
+                )
+        known = [names[int(v)] for v in values] if names else [_label_name(v) for v in values]
         if not self.labels:
             self.labels = names or sorted(set(known), key=_label_order)
             if len(set(known)) < 2:
@@ -200,14 +210,32 @@ class Encoder:
             )
         return [index[name] for name in known]
 
+    def _number(self, split: str, row: int, value: Any) -> float:
+        """The value of a regression."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(
+                f"A regression needs numbers in column {self.columns.label!r}, and finite ones; "
+                f"row {row} of {split} has {shown(value)}."
+            )
+        return number
+
     def _texts(self, split: str, table: Table, column: str, blank: bool = False) -> list[str]:
         """The column as strings; a missing cell is refused, or left out where `blank`."""
         if column not in table:
             raise ValueError(f"The {split} split has no column {column!r}; it has {', '.join(table)}.")
         texts = []
         for row, value in enumerate(table[column]):
+            if isinstance(value, NESTED):
+                raise ValueError(
+                    f"Row {row} of {split} has {shown(value)} in the text column {column!r}; give plain text "
+                    "for each row, or name another column."
+                )
             if not missing(value):
-                texts.append(str(value))
+                texts.append(_readable(str(value)))
             elif not blank:
                 raise ValueError(
                     f"Row {row} of {split} has no text in column {column!r}; fill it in or drop the row."
@@ -231,6 +259,11 @@ class Encoder:
         self._cut += count
         closing = ids[-1:] if ids[-1] in self.tokenizer.all_special_ids else []
         return [*ids[: self.max_length - len(closing)], *closing]
+
+
+def _readable(text: str) -> str:
+    """The text with a replacement character for each half of a character, which no tokenizer reads."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _label_name(value: Any) -> str:

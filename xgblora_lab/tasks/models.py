@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xgblora_lab.tasks.checkpoint import PRETRAIN, first_line, load_config, load_tokenizer, location
+from xgblora_lab.tasks.limits import whole
 from xgblora_lab.tasks.planted import planted
-from xgblora_lab.tasks.text import load_task
+from xgblora_lab.tasks.safe import check_files
+from xgblora_lab.tasks.text import TextTask, load_task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from xgblora_lab.tasks.rows import Table
+    from xgblora_lab.tasks.tables import Table
     from xgblora_lab.tasks.task import Task
 
 AUTO_CLASSES = {
@@ -28,6 +32,7 @@ AUTO_CLASSES = {
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "masked-lm": "AutoModelForMaskedLM",
 }
+_DIGITS = re.compile(r"\d+")
 DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -78,8 +83,9 @@ def load_model(
     OSError
         Where the hub cannot be reached, or the checkpoint has no weights in safetensors files.
     ValueError
-        Where the kind, the dtype or the number of labels cannot be used, the model cannot do this kind, or
-        the checkpoint lacks weights other than a head's.
+        Where the kind, the dtype, the seed or the number of labels cannot be used, the model cannot do this
+        kind, the checkpoint is damaged, lacks weights other than a head's, has more layers than its
+        configuration, or is one that `safe` refuses.
 
     Warns
     -----
@@ -88,9 +94,10 @@ def load_model(
     """
     import transformers
 
+    whole("seed", seed, 0, 2**63 - 1)
     config = load_config(name)
     kind = kind or getattr(task, "kind", None) or language_model_kind(config)
-    if kind not in AUTO_CLASSES:
+    if not isinstance(kind, str) or kind not in AUTO_CLASSES:
         raise ValueError(f"Unknown kind of model {kind!r}; accepted are {', '.join(AUTO_CLASSES)}.")
     if kind in ("classification", "regression"):
         _set_labels(config, kind, num_labels, getattr(task, "labels", None))
@@ -101,6 +108,7 @@ def load_model(
             "give a model of that kind, or a task that this one fits."
         )
     _require_lab_weights(name)
+    check_files(name, location(name))
 
     # Only the CPU's generator is forked and seeded: models are built on the CPU.
     with torch.random.fork_rng(devices=[]), _quiet():
@@ -115,8 +123,8 @@ def load_model(
                 ignore_mismatched_sizes=True,  # a head for another number of labels; judged in _check_report
                 output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
-            raise type(error)(
+        except Exception as error:  # of many classes: damaged files, sizes that do not fit each other
+            raise (OSError if isinstance(error, OSError) else ValueError)(
                 f"{name} could not be loaded for {kind}: it needs weights in safetensors files and an "
                 f"architecture that transformers knows for it. transformers says: {first_line(error)}"
             ) from error
@@ -164,16 +172,31 @@ def load(
     FileNotFoundError, OSError, ValueError, TypeError
         As `load_model`, `load_tokenizer`, and `load_task` or `planted` raise them.
     """
+    own = set(inspect.signature(planted).parameters)
     if data == "planted":
         base = load_model(model, kind=kind, dtype=dtype, seed=seed)
+        unknown = sorted(set(options) - own)
+        if unknown:
+            raise ValueError(
+                f"The planted task has no option {unknown[0]!r}; it has modules, spectrum, rank, strength, "
+                "sequences and length."
+            )
         return base, planted(base, seed=seed, **options)
+    foreign = sorted((own - set(inspect.signature(load_task).parameters)).intersection(options))
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} is an option of planted data, which this is not; leave it out, or give the data "
+            '"planted".'
+        )
     config = load_config(model)
     positions = getattr(config, "max_position_embeddings", None)
     if positions:
-        options["max_length"] = min(options.get("max_length", 128), positions)
+        options["max_length"] = min(whole("max_length", options.get("max_length", 128), 2), positions)
     encoder_decoder = bool(config.is_encoder_decoder)
     task = load_task(data, load_tokenizer(model), kind=kind, encoder_decoder=encoder_decoder, **options)
-    return load_model(model, task, dtype=dtype, seed=seed), task
+    loaded = load_model(model, task, dtype=dtype, seed=seed)
+    _require_room(model, loaded, task)
+    return loaded, task
 
 
 def language_model_kind(config: PretrainedConfig) -> str:
@@ -204,10 +227,23 @@ def _require_lab_weights(name: str | Path) -> None:
         )
 
 
+def _require_room(name: str | Path, model: PreTrainedModel, task: TextTask) -> None:
+    """Refuse a tokenizer whose numbers the model has no embedding for."""
+    embedding: Any = model.get_input_embeddings()
+    room = len(embedding.weight)
+    rows = (example.ids for examples in task.splits.values() for example in examples)
+    last = max((max(ids) for ids in rows if ids), default=0)
+    if max(last, task.pad_token_id) >= room:
+        raise ValueError(
+            f"The tokenizer of {name} gives token {max(last, task.pad_token_id)}, and the model knows {room} "
+            "tokens; config.json, weights and tokenizer do not belong together."
+        )
+
+
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}; accepted are {', '.join(DTYPES)} and auto.")
     return DTYPES[dtype]
 
@@ -220,7 +256,8 @@ def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, lab
         raise ValueError(
             f"num_labels is {num_labels}, but the task has {len(labels)} labels; leave num_labels out."
         )
-    config.num_labels = len(labels) if labels else num_labels or 2
+    asked = 2 if num_labels is None else whole("num_labels", num_labels, 2, 1_000_000)
+    config.num_labels = len(labels) if labels else asked
     config.problem_type = "single_label_classification"
     if labels:
         config.id2label = dict(enumerate(labels))
@@ -228,7 +265,7 @@ def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, lab
 
 
 def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights of the body; warn where a language-model head is new."""
+    """Refuse a checkpoint with fewer weights or more layers than the body; warn where a head is new."""
     body = model.base_model_prefix + "."
     mismatched = {entry[0] for entry in report["mismatched_keys"]}
     missing = sorted(set(report["missing_keys"]) | mismatched)
@@ -237,6 +274,14 @@ def _check_report(name: str | Path, kind: str, model: PreTrainedModel, report: d
         raise ValueError(
             f"{name} lacks {len(lost)} weights of {type(model).__name__} (or holds them in another shape), "
             f"the first being {lost[0]}; config.json and weights do not belong together."
+        )
+    known = {_DIGITS.sub("#", key) for key in model.state_dict()}
+    forms = known | {key.removeprefix(body) for key in known}
+    extra = sorted(key for key in report["unexpected_keys"] if _DIGITS.sub("#", key) in forms)
+    if extra:
+        raise ValueError(
+            f"{name} holds {len(extra)} weights of further layers, the first being {extra[0]}; config.json "
+            f"has too few layers ({model.config.num_hidden_layers}) for them."
         )
     if missing and kind not in ("classification", "regression"):
         warnings.warn(f"{name} has no {kind} head; {', '.join(missing)} are new and random.", stacklevel=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xgblora_lab.lowrank.linear import add_update_, dense_weight, find_modules, weight_shape
+from xgblora_lab.tasks.limits import shown, whole
 from xgblora_lab.tasks.matrix import random_update, singular_values
 from xgblora_lab.tasks.task import Batch, evaluating
 
 EVALUATION_BATCH = 32  # sequences
+LARGEST = 100_000_000  # tokens
 
 
 class PlantedTask:
@@ -201,8 +204,13 @@ def planted(
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if vocabulary is None:
         raise ValueError(f"{type(model).__name__} is no language model; plant in one loaded by load_model.")
-    if strength <= 0 or sequences < 1 or length < 1:
-        raise ValueError(f"strength {strength}, sequences {sequences} and length {length} must be positive.")
+    whole("sequences", sequences, 1, LARGEST)
+    whole("length", length, 1, LARGEST)
+    whole("rank", rank, 0, LARGEST)  # `singular_values` refuses 0
+    if sequences * length > LARGEST:
+        raise ValueError(f"sequences × length is {sequences * length}; accepted are up to {LARGEST} tokens.")
+    if not isinstance(strength, int | float) or not 0 < strength < math.inf:
+        raise ValueError(f"strength must be positive and finite; got {shown(strength)}.")
     config: Any = model.config
     generator = torch.Generator().manual_seed(seed)
     truth = {}

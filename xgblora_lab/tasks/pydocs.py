@@ -15,7 +15,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from xgblora_lab.tasks.rows import Source, Table
+from xgblora_lab.tasks.rows import Source
+from xgblora_lab.tasks.tables import Table
 
 # The label of a passage is the area of the module that it documents. A cheat would be to look for the
 # module's own name; as whole modules lie in one split, the names met in train are not those of dev and test.

@@ -1,56 +1,24 @@
-"""Rows of text from a hub id, a folder or a file: the splits, and which column is what."""
+"""Rows of text from a hub id, a folder or a file, in splits."""
 
 from __future__ import annotations
 
-import csv
-import math
 import re
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
 
 import numpy as np
 
-Table = dict[str, list[Any]]  # column name -> values, one per row
+from xgblora_lab.tasks.limits import shown, whole
+from xgblora_lab.tasks.tables import READERS, Table, read_table
 
 SPLITS = {  # what a file or a hub split may be called
     "train": ("train", "training"),
     "dev": ("dev", "validation", "valid", "val"),
     "test": ("test",),
 }
-SUFFIXES = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
 
-TEXT = ("text", "sentence", "sentence1", "premise", "question", "question1", "review", "content", "document")
-TEXT_B = {  # second texts, by the name of the first
-    "text": ("text_b", "text2"),
-    "sentence": ("sentence_b", "question"),
-    "sentence1": ("sentence2",),
-    "premise": ("hypothesis",),
-    "question": ("passage", "context", "question2"),
-    "question1": ("question2",),
-}
-LABEL = ("label", "labels", "class", "category", "target", "score")
-PROMPT = ("prompt", "instruction", "question", "input", "text")
-ANSWER = ("answer", "completion", "response", "output")
-
-
-class ColumnNames(TypedDict, total=False):
-    """The columns that a user names; None is as good as left out."""
-
-    text: str | None
-    text_b: str | None
-    label: str | None
-    prompt: str | None
-    answer: str | None
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
 
 @dataclass
@@ -72,27 +40,6 @@ class Source:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which column plays which part in a task of this kind.
-
-    Attributes
-    ----------
-    kind : str
-        A key of `task.METRICS`.
-    text : str
-        The text; the prompt where there is an answer.
-    text_b, label, answer : str or None
-        The second text of a pair, the label or value, the answer.
-    """
-
-    kind: str
-    text: str
-    text_b: str | None = None
-    label: str | None = None
-    answer: str | None = None
-
-
 def read(data: str | Path, seed: int = 0) -> Source:
     """Read train, dev and test rows.
 
@@ -105,7 +52,7 @@ def read(data: str | Path, seed: int = 0) -> Source:
         A folder with train / dev / test files, one file (.csv .tsv .jsonl .json .parquet .txt), or a hub id
         ("name" or "name:config"). A tab-separated file has no quoting; rows of .txt are paragraphs.
     seed : int, default 0
-        Draws the rows that are held out.
+        Draws the rows that are held out; not negative.
 
     Returns
     -------
@@ -120,18 +67,19 @@ def read(data: str | Path, seed: int = 0) -> Source:
         Where a file cannot be read, a split has no rows or several files, there are too few rows to hold some
         out, or the hub has no such data set.
     """
-    path = Path(data).expanduser()
+    whole("seed", seed, 0)
+    path = local_path(data)
     if path.is_dir():
         files = {split: _split_file(path, split) for split in SPLITS}
-        source = Source({split: _read_file(file) for split, file in files.items() if file})
+        source = Source({split: read_table(file) for split, file in files.items() if file})
         if "train" not in source.splits:
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(
-                f"The folder {path} has no train file ({', '.join('train' + s for s in SUFFIXES)}); "
+                f"The folder {path} has no train file ({', '.join('train' + s for s in READERS)}); "
                 f"it holds {found}."
             )
     elif path.is_file():
-        source = Source({"train": _read_file(path)})
+        source = Source({"train": read_table(path)})
     else:
         source = _read_hub(str(data))
     for split, table in source.splits.items():
@@ -147,53 +95,48 @@ def read(data: str | Path, seed: int = 0) -> Source:
     return source
 
 
-def guess_columns(names: Sequence[str], values: Table, kind: str | None, named: ColumnNames) -> Columns:
-    """Which column is what: those that are named, the others by their usual names; and the kind of task.
+def given(data: Mapping[str, Table]) -> Source:
+    """Rows that are in memory already.
 
     Parameters
     ----------
-    names : sequence of str
-        The columns there are.
-    values : Table
-        The train rows; the type of their labels decides between classification and regression.
-    kind : str or None
-        A key of `task.METRICS`. None: a label of strings, integers or booleans makes a "classification", one
-        of floats a "regression"; an answer (and no label) makes "prompt-answer"; text alone "causal-lm".
-    named : ColumnNames
-        The columns that the user names.
+    data : mapping of str to Table
+        By split; "train" is needed.
 
     Returns
     -------
-    Columns
-        With the kind.
+    Source
+        The same columns.
 
     Raises
     ------
     ValueError
-        Where a named column is not there, or a needed one is neither named nor found.
+        Where train is missing, a split is no table or has no rows, or columns differ in length.
     """
-    for name in named.values():
-        if name is not None and name not in names:
-            raise ValueError(f"There is no column {name!r}; the columns are {', '.join(names)}.")
-    text, label, answer = named.get("text"), named.get("label"), named.get("answer")
-    prompt = named.get("prompt")
-    if kind is None:
-        found_label = label or _first(LABEL, names)
-        if prompt or answer or (not found_label and _first(ANSWER, names)):
-            kind = "prompt-answer"
-        elif found_label:
-            floats = any(isinstance(value, float) for value in values[found_label])
-            kind = "regression" if floats else "classification"
-        else:
-            kind = "causal-lm"
-    if kind in ("prompt-answer", "seq2seq-lm"):
-        prompt = _need("prompt", prompt or text, PROMPT, names)
-        return Columns(kind, prompt, answer=_need("answer", answer, ANSWER, names))
-    first = _need("text", text, TEXT, names)
-    if kind == "causal-lm":
-        return Columns(kind, first)
-    second = named.get("text_b") or (None if text else _first(TEXT_B.get(first, ()), names))
-    return Columns(kind, first, second, _need("label", label, LABEL, names))
+    unknown = [str(split) for split in data if split not in SPLITS]
+    if "train" not in data or unknown:
+        raise ValueError(
+            f"Data in memory is {{'train': {{column: values}}}}, with 'dev' and 'test' where they are there; "
+            f"got the keys {', '.join(map(str, data)) or 'of an empty dict'}."
+        )
+    for split, table in data.items():
+        columns = table.values() if isinstance(table, Mapping) else [None]
+        if any(isinstance(values, str) or not hasattr(values, "__len__") for values in columns):
+            raise ValueError(f"The {split} split is {shown(table)}; give {{column: list of values}}.")
+        if len({len(values) for values in columns}) != 1 or not _length(table):
+            raise ValueError(
+                f"The {split} split needs columns of one length, at least 1; "
+                f"got {', '.join(f'{name}: {len(values)}' for name, values in table.items()) or 'no column'}."
+            )
+    return Source({split: dict(table) for split, table in data.items()})
+
+
+def local_path(data: str | Path) -> Path:
+    """Where data would lie on this machine; the home folder where it begins with `~`."""
+    try:
+        return Path(data).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(data)
 
 
 def subset(table: Table, rows: Iterable[int]) -> Table:
@@ -225,64 +168,24 @@ def sample(table: Table, limit: int, seed: int) -> Table:
     return subset(table, sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist()))
 
 
-def missing(value: Any) -> bool:
-    """Whether a cell is empty: None, NaN or blank text."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _split_file(folder: Path, split: str) -> Path | None:
     pattern = re.compile(rf"({'|'.join(SPLITS[split])})([-_.].*)?", re.IGNORECASE)
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and pattern.fullmatch(p.stem))
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in READERS and pattern.fullmatch(p.stem))
     if len(found) > 1:
         raise ValueError(f"{folder} has several {split} files: {', '.join(p.name for p in found)}; keep one.")
     return found[0] if found else None
 
 
-def _read_file(path: Path) -> Table:
-    """One file through the builders of `datasets`, in memory: nothing stays in the user's cache."""
-    import datasets
-
-    builder = SUFFIXES.get(path.suffix.lower())
-    if builder is None:
-        raise ValueError(
-            f"{path.name}: files ending in {path.suffix!r} are not read; use {' '.join(SUFFIXES)}."
-        )
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty; give it a header and rows.")
-    options: dict[str, Any] = {}
-    if builder == "csv":  # the words "None" and "NA" are text; only an empty cell is missing
-        options = {"keep_default_na": False, "na_values": [""]}
-        if path.suffix.lower() == ".tsv":
-            options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
-    elif builder == "text":
-        options = {"sample_by": "paragraph"}
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with tempfile.TemporaryDirectory() as cache:
-            rows = datasets.load_dataset(
-                builder, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **options
-            )
-            return {name: list(rows[name]) for name in rows.column_names}
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        if "no data" in str(error):  # what datasets says of a header alone
-            return {}
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f"{path} could not be read as {path.suffix[1:]}: {reason}") from error
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
-
-
 def _read_hub(name: str) -> Source:
     import datasets
 
-    if name[:1] in ("", ".", "/", "~", "\\") or name.count("/") > 1 or Path(name).suffix.lower() in SUFFIXES:
+    named = HUB_ID.fullmatch(name)
+    if named is None or len(name) > 96 or Path(name).suffix.lower() in READERS or local_path(name).exists():
         raise FileNotFoundError(
-            f"There is no file or folder {name!r}; give one, a hub id, pydocs or planted."
+            f"There is no file or folder {shown(name)}; give one, a hub id, pydocs or planted."
         )
+    if "/" not in name and name in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", ()):
+        raise FileNotFoundError(f"{name!r} is a format and no data set; give the path of a file in it.")
     repository, _, config = name.partition(":")
     try:
         found = datasets.load_dataset(repository, config or None)
@@ -325,17 +228,3 @@ def _parted(table: Table, shares: tuple[float, ...], seed: int, name: str) -> li
 
 def _length(table: Table) -> int:
     return len(next(iter(table.values()), []))
-
-
-def _first(candidates: Iterable[str], names: Sequence[str]) -> str | None:
-    return next((c for c in candidates if c in names), None)
-
-
-def _need(part: str, given: str | None, candidates: Sequence[str], names: Sequence[str]) -> str:
-    found = given or _first(candidates, names)
-    if found is None:
-        raise ValueError(
-            f"No {part} column among {', '.join(names)}; name it with {part}=…, or call it "
-            f"{' or '.join(candidates)}."
-        )
-    return found

@@ -16,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xgblora_lab.tasks import pydocs, rows
 from xgblora_lab.tasks.checkpoint import load_tokenizer
+from xgblora_lab.tasks.columns import ColumnNames, guess_columns
 from xgblora_lab.tasks.encoding import Encoder
+from xgblora_lab.tasks.limits import whole
 from xgblora_lab.tasks.scores import classification_scores, correlation
 from xgblora_lab.tasks.task import GREATER_IS_BETTER, IGNORED, METRICS, Batch, Example, evaluating
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from typing_extensions import Unpack
 
-
+    from xgblora_lab.tasks.tables import Table
 EVALUATION_BATCH = 64  # rows
 
 
@@ -207,9 +209,9 @@ class TextTask:
 
     def _targets(self, batch: Batch) -> Tensor:
         """What every position predicts: in decoders the next one's label, and at the last one nothing."""
-        labels = batch["labels"]
-        decoder = self.kind in ("causal-lm", "prompt-answer")
-        return F.pad(labels[:, 1:], (0, 1), value=IGNORED) if decoder else labels
+        if self.kind not in ("causal-lm", "prompt-answer"):
+            return batch["labels"]
+        return F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
 
     def _terms(self, logits: Tensor, batch: Batch) -> Tensor:
         """The terms of the loss: (N,), or (N, S) with zeros where nothing is scored."""
@@ -217,9 +219,8 @@ class TextTask:
         if self.kind == "regression":
             return (logits.squeeze(-1) - targets.to(logits.dtype)).square()
         # One row a position: over (N, classes, S) the same takes three times as long.
-        rows = logits.flatten(0, -2)
-        losses = F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORED, reduction="none")
-        return losses.view_as(targets)
+        flat = logits.flatten(0, -2), targets.flatten()
+        return F.cross_entropy(*flat, ignore_index=IGNORED, reduction="none").view_as(targets)
 
     def _score(
         self, model: nn.Module, split: str, limit: int | None
@@ -246,7 +247,7 @@ class TextTask:
 
 
 def load_task(
-    data: str | Path | Mapping[str, rows.Table] = "pydocs",
+    data: str | Path | Mapping[str, Table] = "pydocs",
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     kind: str | None = None,
@@ -255,7 +256,7 @@ def load_task(
     metric: str | None = None,
     encoder_decoder: bool = False,
     seed: int = 0,
-    **columns: Unpack[rows.ColumnNames],
+    **columns: Unpack[ColumnNames],
 ) -> TextTask:
     """Read and tokenise a data set.
 
@@ -273,7 +274,7 @@ def load_task(
         Tokens per row. Longer rows are cut (`truncated` says how many); longer texts of a causal-lm task
         go on in the next row.
     limit : int, optional
-        Train rows used, drawn by `seed`; default: all.
+        Train rows used, at least 1, drawn by `seed`; default: all.
     metric : str, optional
         What a race ranks by; default: the first of the kind in `task.METRICS`.
     encoder_decoder : bool, default False
@@ -298,18 +299,20 @@ def load_task(
         For an unknown kind or metric, a column that is not there, a row that cannot be used, or data that
         cannot be read.
     """
-    unknown = sorted(set(columns) - set(rows.ColumnNames.__annotations__))
+    unknown = sorted(set(columns) - set(ColumnNames.__annotations__))
     if unknown:
         raise TypeError(
             f"load_task() has no argument {unknown[0]!r}; columns are named by "
-            f"{', '.join(f'{part}=' for part in rows.ColumnNames.__annotations__)}."
+            f"{', '.join(f'{part}=' for part in ColumnNames.__annotations__)}."
         )
     if kind is not None and kind not in METRICS:
         raise ValueError(f"Unknown kind of task {kind!r}; accepted are {', '.join(METRICS)}.")
+    whole("limit", 1 if limit is None else limit)
+    whole("seed", seed, 0)
     tokenizer = tokenizer or load_tokenizer()
     source = _source(data, kind, seed)
     train = source.splits["train"]
-    found = rows.guess_columns(list(train), train, kind, columns)
+    found = guess_columns(list(train), train, kind, columns)
     kind = found.kind
     if kind == "prompt-answer" and encoder_decoder:
         kind = "seq2seq-lm"
@@ -320,7 +323,6 @@ def load_task(
         raise ValueError(f"Unknown metric {metric!r} for {kind}; accepted are {', '.join(METRICS[kind])}.")
     if limit is not None:
         source.splits["train"] = rows.sample(train, limit, seed)
-
     encoder = Encoder(tokenizer, kind, found, max_length, encoder_decoder, source.label_names)
     splits = {
         split: encoder.encode(split, source.splits[split]) for split in rows.SPLITS if split in source.splits
@@ -337,9 +339,9 @@ def load_task(
     )
 
 
-def _source(data: str | Path | Mapping[str, rows.Table], kind: str | None, seed: int) -> rows.Source:
+def _source(data: str | Path | Mapping[str, Table], kind: str | None, seed: int) -> rows.Source:
     if isinstance(data, Mapping):
-        return rows.Source({split: dict(table) for split, table in data.items()})
+        return rows.given(data)
     return pydocs.read(kind or "classification") if data == "pydocs" else rows.read(data, seed)
 
 
