@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -71,8 +71,13 @@ class Past:
         if self.method.rewindable:
             self.states[len(self.history)] = self.state()
 
-    def state(self) -> dict[str, Tensor]:
-        """What is needed, beside the ensemble, to go on from here: named tensors on the CPU."""
+    def state(self, rounds: int | None = None) -> dict[str, Tensor]:
+        """What is needed, beside the ensemble, to go on from here: named tensors on the CPU.
+
+        From an earlier round where `rounds` is given and the method can be rewound.
+        """
+        if rounds is not None and self.method.rewindable:
+            return self.states[rounds]
         return {f"method/{n}": t for n, t in self.method.state().items()} | self.head.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -120,8 +125,8 @@ class Past:
                 seen = look()
             yield index, seen
 
-    def rewind(self, rounds: int) -> None:
-        """Make the model what it was after `rounds` rounds, bit for bit, and forget what came later."""
+    def rewind(self, rounds: int) -> int:
+        """Make the model what it was after `rounds` rounds, bit for bit; returns the steps done by then."""
         self.check(rounds, "be rewound")
         del self.history.rounds[rounds:]
         self.loop.ensemble.truncate(rounds)
@@ -132,30 +137,29 @@ class Past:
             self.method.close(self.loop)
         self._load(rounds)
         self.loop.model.eval()
+        return self.history[-1].step if rounds else 0
 
     def drop(self, index: int) -> None:
         """Take one round's boosters out of the model."""
         self.loop.ensemble.drop(index)
         self.loop.weights.replay(self.loop.ensemble.active())
 
-    def restore(self, folder: Path) -> None:
-        """Take over the rounds that `Checkpoint` wrote."""
-        history, ensemble = History.load(folder / "history.jsonl"), Ensemble.load(folder)
-        if ensemble.shapes != self.loop.ensemble.shapes:
-            raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
-        ensemble.truncate(len(history))  # a kill may have come between the boosters and the record
+    def restore(
+        self, history: History, ensemble: Ensemble, states: Iterable[tuple[int, dict[str, Tensor]]]
+    ) -> int:
+        """Take over rounds that were saved, on a loop that has none; returns the steps done by then."""
         self.history.settings, self.history.scores = history.settings, history.scores
         self.history.rounds[:] = history.rounds
         for index in range(len(ensemble)):
             self.loop.ensemble.append(ensemble[index])
-        for done in range(len(history) + 1):
-            path = folder / f"state-{done:05d}.safetensors"
-            if path.is_file():
-                self.states[done] = load_tensors(path)
+        for done, state in states:
+            if self.method.rewindable or done == len(history):
+                self.states[done] = state
         if len(history):
             self._load(len(history))
         if not self.method.rewindable:
             self.states = States()
+        return self.history[-1].step if len(history) else 0
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
