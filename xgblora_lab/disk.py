@@ -64,7 +64,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     for folder in made:
         sync(folder.parent)
     recover(path)
-    scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(path), dir=path.parent))
     try:
         with FileLock(scratch / "lock"):
             try:
@@ -82,7 +82,7 @@ def recover(path: Path) -> None:
     """Clear what a killed process left beside `path`, and bring back a folder that it had put aside."""
     from filelock import FileLock, Timeout
 
-    for scratch in [p for p in path.parent.iterdir() if p.name.startswith(_prefix(path))]:
+    for scratch in [p for p in path.parent.iterdir() if p.name.startswith(scratch_prefix(path))]:
         with suppress(Timeout), FileLock(scratch / "lock", timeout=0):  # else it is being written
             _clear(scratch, path)
 
@@ -156,5 +156,6 @@ def digest(parts: Iterable[tuple[str, Tensor | str | int]]) -> str:
     return found.hexdigest()
 
 
-def _prefix(path: Path) -> str:
+def scratch_prefix(path: Path) -> str:
+    """How the names of the folders begin that `scratch_beside` makes for a path."""
     return f".{path.name[:24]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"

@@ -1,9 +1,9 @@
 """A folder of tensor files named by a log of JSON lines, which is the one place where its state changes.
 
 A file of tensors gets a name that holds a part of its digest, so that nothing named by the log is ever
-overwritten. Then the log names it: by one more line, or, where earlier lines change, by a new log that is renamed
-into its place. Files that the log no longer names are deleted afterwards. Whatever comes between, a reader
-of the log's whole lines finds the old state or the new one.
+overwritten. Then the log names it: by one more line, or, where earlier lines change, by a new log that is
+renamed into its place. Files that the log no longer names are deleted afterwards. Whatever comes between, a
+reader of the log's whole lines finds the old state or the new one.
 """
 
 from __future__ import annotations
