@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from xgblora_lab.disk import digest_of, place, sync
 from xgblora_lab.files import (
@@ -38,6 +39,7 @@ INDEX, FORMAT, ROUND = "ensemble.json", 1, "rounds/{:05d}.safetensors"  # of an 
 _NAME = re.compile(r"(?:rounds/|state-)[0-9]{5,}-([0-9a-f]{16})\.safetensors")
 
 Tensors = Mapping[str, tuple[str, Mapping[str, "Tensor"]]]  # kind: (beginning of the file's name, by name)
+_STORES: WeakKeyDictionary[Any, dict[Path, Store]] = WeakKeyDictionary()  # by run
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,8 @@ class Store:
                 )
             self._seen, self._entries, self._version = None, [], None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether this object may write."""
-        return self._lock is not None and self._lock.is_locked
-
     def close(self) -> None:
-        """Let others write; as often as `open` was called."""
+        """Let others write; to be called as often as `open`, and without effect where that failed."""
         if self._lock is not None:
             self._lock.release()
 
@@ -157,6 +154,8 @@ class Store:
     ) -> None:
         """Make the folder hold these records; what it holds already is not written again.
 
+        It does nothing where this object may not write, and where there is neither a record nor a log.
+
         Parameters
         ----------
         version : Any
@@ -178,6 +177,8 @@ class Store:
             The disk is full or cannot be written. The folder then holds what it held, and the next call
             saves everything that is missing.
         """
+        if self._lock is None or not self._lock.is_locked or (not records and self._seen is None):
+            return
         again = version != self._version
         first = 0 if again else len(self._entries)
         if not again and first == len(records):
@@ -277,8 +278,8 @@ class Store:
             )
         return load_tensors(self.folder / name, known[1])
 
-    def adopt(self, records: Sequence[Any], mark: Callable[[int], Any]) -> None:
-        """Go on from what `read` found, whose records these are; the next `save` writes the log anew.
+    def adopt(self, owner: Any, records: Sequence[Any], mark: Callable[[int], Any]) -> None:
+        """Make `owner` go on from what `read` found; the next `save` writes the log anew.
 
         Raises
         ------
@@ -288,6 +289,12 @@ class Store:
         if _signature(self.folder / LOG) != self._seen:
             raise FileExistsError(f"{self.folder} is being written by another run; let it end, then resume.")
         self._entries = [Entry(r, mark(i), self._files[i]) for i, r in enumerate(records)]
+        _STORES[owner] = {self.folder.resolve(): self}
+
+
+def store_of(owner: Any, folder: Path) -> Store:
+    """The store by which a run writes a folder: always the same one, which knows what it has written."""
+    return _STORES.setdefault(owner, {}).setdefault(folder.resolve(), Store(folder))
 
 
 def write_ensemble(folder: Path, common: Mapping[str, Any], rounds: Sequence[Mapping[str, Tensor]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -14,7 +13,7 @@ from xgblora_lab.bench.hooks import Hook, Run
 from xgblora_lab.bench.records import History, Round
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import make_method
-from xgblora_lab.store import LOG, Store, Tensors
+from xgblora_lab.store import LOG, Store, Tensors, store_of
 from xgblora_lab.tasks.identity import check_digests, digest_of_base, digest_of_task
 
 if TYPE_CHECKING:
@@ -22,18 +21,14 @@ if TYPE_CHECKING:
 
     from xgblora_lab.tasks.task import Task
 
-# What each bench has written where: a Checkpoint that is taken off and put on again goes on from there.
-_STORES: WeakKeyDictionary[Run, dict[Path, Store]] = WeakKeyDictionary()
-
 
 class Checkpoint(Hook):
     """Save the run after every round; `resume(folder, model, task)` goes on with the same curve.
 
-    The first line of `history.jsonl` holds the settings, and each further line a round and the names of its
-    files: its boosters, and, of every round where the method can be rewound, else of the last, the state of
-    head and optimizers. A round is saved when its line is whole, and its cost does not grow with their
-    number. What is taken back or dropped is so on the disk at once; a save that failed is made up for by the
-    next. `xgblora_lab/PROMISES.md` says what holds after a kill, a power loss, or on a full disk.
+    The first line of `history.jsonl` holds the settings, each further one a round and the names of its files:
+    boosters, and the state of head and optimizers (of the last round only where the method cannot be
+    rewound). Rounds taken back or dropped are so on the disk at once; a failed save is made up for by the
+    next. `PROMISES.md` says what holds after a kill, a power loss, or on a full disk.
 
     The folder is new or empty, unless the run comes from it; a run's start raises FileExistsError where it
     holds something else, or where another run is writing into it.
@@ -44,32 +39,26 @@ class Checkpoint(Hook):
 
     def on_run_start(self, bench: Run) -> None:
         if bench.accelerator.is_main_process:
-            self._store(bench).open()
-            self.on_round_end(bench)
-
-    def on_round_end(self, bench: Run, record: Round | None = None) -> None:
-        if bench.accelerator.is_main_process and len(bench.history):
+            store_of(bench, self.folder).open()
             self._save(bench)
+
+    def on_round_end(self, bench: Run, record: Round) -> None:
+        self._save(bench)
 
     def on_rewind(self, bench: Run) -> None:
         if bench.accelerator.is_main_process:
-            with self._store(bench).opened():
+            with store_of(bench, self.folder).opened():
                 self._save(bench)
 
     def on_run_end(self, bench: Run) -> None:
-        store = self._store(bench)
-        if not store.is_open:
-            return  # another process, or refused at the start
         try:  # what an interrupt or another hook's exception has kept from being saved
             if bench.method.rewindable:
-                self.on_round_end(bench)
+                self._save(bench)
         finally:
-            store.close()
-
-    def _store(self, bench: Run) -> Store:
-        return _STORES.setdefault(bench, {}).setdefault(self.folder.resolve(), Store(self.folder))
+            store_of(bench, self.folder).close()
 
     def _save(self, bench: Run) -> None:
+        """Save what is new, where this process's store is open: not where the start was refused."""
         history, ensemble, rewindable = bench.history, bench.ensemble, bench.method.rewindable
 
         def tensors(t: int) -> Tensors:
@@ -83,8 +72,8 @@ class Checkpoint(Hook):
             digests = {"base": _base(bench), "data": digest_of_task(bench.task)}
             return {**history.common(), "ensemble": ensemble.common(), **digests}
 
-        last_only = "" if rewindable else "state"
-        self._store(bench).save(ensemble.version, history.rounds, ensemble.dropped, tensors, head, last_only)
+        store, last_only = store_of(bench, self.folder), "" if rewindable else "state"
+        store.save(ensemble.version, history.rounds, ensemble.dropped, tensors, head, last_only)
 
 
 def resume(
@@ -127,11 +116,10 @@ def resume(
         check_digests(head, _base(bench), digest_of_task(task), f"The run in {folder}")
         states = ((t, store.load(names.get("state"))) for t, names in enumerate(files, 1))
         bench.restore(history, ensemble, states)
-        store.adopt(bench.history.rounds, ensemble.dropped)
+        store.adopt(bench, bench.history.rounds, ensemble.dropped)
     except BaseException:
         bench.close()
         raise
-    _STORES[bench] = {Path(folder).resolve(): store}
     return bench
 
 

@@ -72,10 +72,7 @@ class Past:
             self.states[len(self.history)] = self.state()
 
     def state(self, rounds: int | None = None) -> dict[str, Tensor]:
-        """What is needed, beside the ensemble, to go on from here: named tensors on the CPU.
-
-        From an earlier round where `rounds` is given and the method can be rewound.
-        """
+        """What is needed, beside the ensemble, to go on from here, or from an earlier round: CPU tensors."""
         if rounds is not None and self.method.rewindable:
             return self.states[rounds]
         return {f"method/{n}": t for n, t in self.method.state().items()} | self.head.state()

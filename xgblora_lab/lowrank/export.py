@@ -24,8 +24,7 @@ def export_peft(
     """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
 
     A trained classifier head goes along (PEFT's `modules_to_save`). ValueError for a rank below 1 and an
-    empty ensemble, FileExistsError where the folder is not new, not empty and
-    not as an export left it.
+    empty ensemble, FileExistsError where the folder holds something else.
 
     Parameters
     ----------
