@@ -11,7 +11,7 @@ from toy import ToyTask, equal, snapshot
 from xgblora_lab.bench import Bench, Checkpoint, History, resume
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.lowrank.ensemble import Ensemble
-from xgblora_lab.methods import LoRA, XGBLoRA
+from xgblora_lab.methods import Full, LoRA, XGBLoRA
 
 
 def bench_of(**options):
@@ -252,3 +252,36 @@ def test_a_diverged_run_can_be_taken_up_again(tmp_path):
     resumed = again(tmp_path / "run")
     resumed.rewind(1)
     assert all(p.isfinite().all() for p in resumed.model.parameters())
+
+
+def test_a_saved_history_that_is_cut_is_refused_wherever_the_cut_is(tmp_path):
+    bench = bench_of()
+    bench.run(2, progress=False)
+    path = tmp_path / "history.jsonl"
+    bench.history.save(path)
+    whole = path.read_bytes()
+    for cut in (1, 100, len(whole.splitlines(keepends=True)[-1])):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(ValueError, match=r"history\.jsonl is cut: 2 rounds were saved, 1 are whole"):
+            History.load(path)
+    for nothing in (b"", b"null\n", b"[1]\n", b"{"):
+        path.write_bytes(nothing)
+        with pytest.raises(ValueError, match=r"history\.jsonl"):
+            History.load(path)
+    path.write_bytes(whole)
+    assert [r.losses for r in History.load(path)] == [r.losses for r in bench.history]
+
+
+def test_a_method_that_cannot_be_rewound_keeps_its_last_state_only(tmp_path):
+    def full(model):
+        return Bench(model, ToyTask(), Full(steps_per_round=1), steps=9, batch_size=2)
+
+    bench = full(tiny.tiny_llama())
+    with bench.hooked(Checkpoint(tmp_path / "run")):
+        bench.run(3, progress=False)
+    assert len(list((tmp_path / "run").glob("state-*"))) == 1
+    resumed = again(tmp_path / "run")
+    assert equal(snapshot(resumed.model), snapshot(bench.model))
+    resumed.step()
+    assert len(list((tmp_path / "run").glob("state-*"))) == 1
+    assert len(again(tmp_path / "run").history) == 4

@@ -51,6 +51,15 @@ def kind(path: Path) -> str:
     return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device, a pipe or a socket"
 
 
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder, and those on the way to it, so that they survive a power loss; returns the new ones."""
+    made = [p for p in [folder, *folder.parents] if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for new in made:
+        sync(new.parent)
+    return made
+
+
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` under a name of its own; it is gone after the block.
@@ -59,10 +68,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     """
     from filelock import FileLock
 
-    made = [p for p in path.parents if not p.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        sync(folder.parent)
+    made = make_folders(path.parent)
     recover(path)
     scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(path), dir=path.parent))
     try:

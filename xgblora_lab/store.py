@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from xgblora_lab.disk import digest_of, place, sync
+from xgblora_lab.disk import digest_of, make_folders, place, sync
 from xgblora_lab.files import (
     load_tensors,
     manifest_of,
@@ -97,7 +97,7 @@ class Store:
         from filelock import FileLock, Timeout
 
         place(self.folder / LOG)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folders(self.folder)
         lock = self._lock or FileLock(self.folder / LOCK, timeout=0)
         try:
             lock.acquire()
@@ -216,7 +216,7 @@ class Store:
             sync(Path(partial))
             name = f"{start}-{digest_of(Path(partial))[:16]}.safetensors"
             path = self.folder / name
-            path.parent.mkdir(exist_ok=True)
+            make_folders(path.parent)
             os.replace(partial, path)
         except BaseException:
             Path(partial).unlink(missing_ok=True)
@@ -315,14 +315,14 @@ def read_ensemble(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]
     ValueError, KeyError, TypeError
         A file was written by something else, or has been changed since.
     """
-    if (folder / LOG).is_file():
+    if not (folder / INDEX).is_file():
+        if not (folder / LOG).is_file():
+            raise FileNotFoundError(
+                f"No ensemble in {folder}: {INDEX} is missing; give a folder that save() wrote."
+            )
         store = Store(folder)
         head, files = store.read()
         return head["ensemble"], [store.load(names.get("boosters")) for names in files]
-    if not (folder / INDEX).is_file():
-        raise FileNotFoundError(
-            f"No ensemble in {folder}: {INDEX} is missing; give a folder that save() wrote."
-        )
     meta, known = json.loads((folder / INDEX).read_bytes()), manifest_of(folder)
     if meta["format"] != FORMAT:
         raise ValueError(f"it has format {meta['format']}; this version reads format {FORMAT}.")

@@ -114,7 +114,8 @@ def resume(
         if ensemble.shapes != bench.ensemble.shapes:
             raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
         check_digests(head, _base(bench), digest_of_task(task), f"The run in {folder}")
-        states = ((t, store.load(names.get("state"))) for t, names in enumerate(files, 1))
+        first = 1 if bench.method.rewindable else max(len(files), 1)
+        states = ((t, store.load(n.get("state"))) for t, n in enumerate(files[first - 1 :], first))
         bench.restore(history, ensemble, states)
         store.adopt(bench, bench.history.rounds, ensemble.dropped)
     except BaseException:

@@ -209,7 +209,7 @@ class History:
 
     def to_lines(self) -> str:
         """The history as JSON lines: what is common to all rounds, then a line for each round."""
-        lines = [self.common(), *(r.to_dict() for r in self.rounds)]
+        lines = [{**self.common(), "rounds": len(self)}, *(r.to_dict() for r in self.rounds)]
         return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
     def save(self, path: str | Path) -> None:
@@ -226,6 +226,8 @@ class History:
         """
         head, *lines = read_lines(path)
         rounds = [{k: v for k, v in line.items() if k != "files"} for line in lines]  # a Checkpoint's
+        if head.get("rounds", len(rounds)) != len(rounds):  # a Checkpoint's first line cannot know
+            raise ValueError(f"{path} is cut: {head['rounds']} rounds were saved, {len(rounds)} are whole.")
         return cls.from_dict({**head, "rounds": rounds})
 
 

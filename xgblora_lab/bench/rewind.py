@@ -150,8 +150,7 @@ class Past:
         for index in range(len(ensemble)):
             self.loop.ensemble.append(ensemble[index])
         for done, state in states:
-            if self.method.rewindable or done == len(history):
-                self.states[done] = state
+            self.states[done] = state
         if len(history):
             self._load(len(history))
         if not self.method.rewindable:
