@@ -98,7 +98,7 @@ class Store:
 
         place(self.folder / LOG)
         make_folders(self.folder)
-        lock = self._lock or FileLock(self.folder / LOCK, timeout=0)
+        lock = self._lock or FileLock(self.folder / LOCK, timeout=0, thread_local=False)
         try:
             lock.acquire()
         except Timeout as error:
