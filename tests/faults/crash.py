@@ -1,4 +1,4 @@
-"""Every crash point of all that writes: `python -m tests.faults crash` tries them and prints the counts.
+"""Every crash point of all that writes: `python tests/faults/crash.py` tries them and prints the counts.
 
 Each operation runs again and again in a fresh fork, and each time another of its file operations fails: the
 process dies there, or gets an error. Then a new process looks: it must find the old state or the new one,
@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is run as a command
+
 import tiny
 import torch
-from faulty import CRASHED, CRASHES, ERRORS, Disk, in_a_process
+from faults.faulty import CRASHED, CRASHES, ERRORS, Disk, in_a_process
 from toy import ToyTask
 
 import xgblora_lab.files as files

