@@ -12,6 +12,8 @@ import errno
 import io
 import os
 import shutil
+import signal
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ import safetensors.torch
 import xgblora_lab.files as files
 
 CRASHED = 137
+LONGEST = 150  # seconds, of one trial
 CRASHES = ("kill", "torn", "power")  # the process ends; what comes back later is a new one
 ERRORS = ("full", "once", "readonly")  # OSError; the process goes on and tries again
 NAMES = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "fsync", "link", "symlink", "truncate")
@@ -218,9 +221,12 @@ def _folder(path: Any) -> int:
 
 def in_a_process(work: Callable[[], Any]) -> int:
     """The exit status of a fork that does `work`; what it raises is told on the standard error."""
-    child = os.fork()
+    with warnings.catch_warnings():  # Python 3.12 on warns where there are threads, such as a progress bar's
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         status = 1
+        signal.alarm(LONGEST)
         try:
             work()
             status = 0
