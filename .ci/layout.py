@@ -34,7 +34,7 @@ TOP = {
 # The rooms and their files, in the order in which to read them. A file that is not named comes last.
 ROOMS = {
     "lowrank": "spectra linear booster live_weights ensemble export",
-    "tasks": "task rows encoding text pydocs planted matrix models",
+    "tasks": "task rows encoding text pydocs planted matrix models identity",
     "methods": "options optimizers base weak_learner xgblora lora full family/",
     "bench": "records hooks step measure fit rewind settings bench checkpoint",
     "racing": "tuning race summary",
@@ -44,7 +44,7 @@ ROOMS = {
     "course": "sources parameters execute kernel watch watch_hooks hidden check lesson pages gallery serve",
 }
 # Beside the rooms: what all of them use, the lab model, and what stands on top.
-BESIDE = ("files", "seeds", "lab_model", "cli_race", "cli")
+BESIDE = ("disk", "files", "store", "seeds", "lab_model", "cli_race", "cli")
 
 CORE = ("lowrank", "bench", "methods/base.py", "methods/xgblora.py", "methods/lora.py", "methods/full.py")
 USERS = ("xgblora_lab/racing/race.py race", "xgblora_lab/cli_race.py race")

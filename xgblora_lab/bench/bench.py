@@ -109,8 +109,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.model, self.task, self.method = model, task, replace(method)
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
-        self.hooks = list(hooks)
-        self.accelerator = accelerator or Accelerator()
+        self.hooks, self.accelerator = list(hooks), accelerator or Accelerator()
         self.model.to(self.accelerator.device)
         self.trainer = Trainer(model, task, self.accelerator, batch_size, accumulation, data_seed)
         self.modules = find_modules(model, targets)
@@ -118,8 +117,7 @@ class Bench(AbstractContextManager["Bench"]):
         own = head_parameters(model) if task.kind in ("classification", "regression") else {}
         self._head = Head(own, self.method.head_lr, self.method.betas)
         self.weights = LiveWeights(self.modules)
-        shapes = {name: weight_shape(m) for name, m in self.modules.items()}
-        self.ensemble = Ensemble(shapes, self.method.additive)
+        self.ensemble = Ensemble({n: weight_shape(m) for n, m in self.modules.items()}, self.method.additive)
         self.history = History(self.method.name)
         self.history.settings = settings_of(self, self.trainer, self.targets, probe_size)
         self._measure = Measure(self.trainer, seed, probe_size)
@@ -274,15 +272,19 @@ class Bench(AbstractContextManager["Bench"]):
         """Go back to the model as after `rounds` rounds, bit for bit, and forget what came later."""
         self.check_open()
         self._past.rewind(rounds)
+        for hook in self.hooks:
+            hook.on_rewind(self)
 
     def drop(self, index: int) -> None:
         """Take one round's boosters out of the model; later rounds stay, though they were fitted with it."""
         self.check_open()
         self._past.drop(index)
+        for hook in self.hooks:
+            hook.on_rewind(self)
 
-    def restore(self, folder: str | Path) -> None:
+    def restore(self, *saved: Any) -> None:
         """Take over the rounds that `Checkpoint` wrote; `resume` calls it on a new bench."""
-        self._past.restore(Path(folder))
+        self._past.restore(*saved)
 
     def merged(self) -> AbstractContextManager[nn.Module]:
         """The model with everything merged into its weights and no hook on it, for a `with` block."""

@@ -2,79 +2,78 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Hook, Run
 from xgblora_lab.bench.records import History, Round
-from xgblora_lab.files import save_tensors, write_text
+from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import make_method
+from xgblora_lab.store import LOG, Store, Tensors, store_of
+from xgblora_lab.tasks.identity import check_digests, digest_of_base, digest_of_task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from xgblora_lab.tasks.task import Task
 
-HISTORY = "history.jsonl"
-
 
 class Checkpoint(Hook):
     """Save the run after every round; `resume(folder, model, task)` goes on with the same curve.
 
-    Files: `ensemble.json`, `rounds/NNNNN.safetensors` (boosters), `state-NNNNN.safetensors` (head and
-    optimizers, of every round where the method can be rewound, else of the last) and `history.jsonl`: the
-    settings in its first line and a round in each further one. A round is complete when its line is whole,
-    and that line is written last. What a round costs does not grow with the number of rounds.
+    The first line of `history.jsonl` holds the settings, each further one a round and the names of its files:
+    boosters, and the state of head and optimizers (of the last round only where the method cannot be
+    rewound). Rounds taken back or dropped are so on the disk at once; a failed save is made up for by the
+    next. `PROMISES.md` says what holds after a kill, a power loss, or on a full disk.
 
     The folder is new or empty, unless the run comes from it; a run's start raises FileExistsError where it
-    holds another one.
+    holds something else, or where another run is writing into it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._version = -1  # the ensemble's version whose rounds are on disk
-        self._saved = 0  # rounds on disk
 
     def on_run_start(self, bench: Run) -> None:
-        foreign = self._version == -1  # else it is this bench's own run, taken back to its start
-        if foreign and len(bench.history) == 0 and (self.folder / HISTORY).exists():
-            raise FileExistsError(
-                f"{self.folder} holds a run already: go on with resume({str(self.folder)!r}, model, task), "
-                "or choose another folder."
-            )
+        if bench.accelerator.is_main_process:
+            store_of(bench, self.folder).open()
+            self._save(bench)
 
     def on_round_end(self, bench: Run, record: Round) -> None:
-        if not bench.accelerator.is_main_process:
-            return
-        done = len(bench.history)
-        # A first call, rounds dropped or taken back, or a save that failed: what is on disk is not known.
-        all_again = self._version != bench.ensemble.version or self._saved != done - 1
-        self._version = -1
-        for index in range(done) if all_again else [done - 1]:
-            bench.ensemble.save_round(self.folder, index)
-        bench.ensemble.save_index(self.folder)
-        save_tensors(self._state(done), bench.state())
-        if all_again:
-            write_text(self.folder / HISTORY, bench.history.to_lines())
-            for path in self.folder.glob("state-*.safetensors"):
-                if int(path.stem.removeprefix("state-")) > done:
-                    path.unlink()
-        else:
-            with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(bench.history[-1].to_line())
-                file.flush()
-                os.fsync(file.fileno())
-        if not bench.method.rewindable:
-            self._state(done - 1).unlink(missing_ok=True)
-        self._version, self._saved = bench.ensemble.version, done
+        self._save(bench)
 
-    def _state(self, rounds: int) -> Path:
-        return self.folder / f"state-{rounds:05d}.safetensors"
+    def on_rewind(self, bench: Run) -> None:
+        if bench.accelerator.is_main_process:
+            with store_of(bench, self.folder).opened():
+                self._save(bench)
+
+    def on_run_end(self, bench: Run) -> None:
+        try:  # what an interrupt or another hook's exception has kept from being saved
+            if bench.method.rewindable:
+                self._save(bench)
+        finally:
+            store_of(bench, self.folder).close()
+
+    def _save(self, bench: Run) -> None:
+        """Save what is new, where this process's store is open: not where the start was refused."""
+        history, ensemble, rewindable = bench.history, bench.ensemble, bench.method.rewindable
+
+        def tensors(t: int) -> Tensors:
+            state = bench.state(t + 1) if rewindable or t == len(history) - 1 else {}
+            return {
+                "boosters": (f"rounds/{t:05d}", ensemble.tensors(t)),
+                "state": (f"state-{t + 1:05d}", state),
+            }
+
+        def head() -> dict[str, Any]:
+            digests = {"base": _base(bench), "data": digest_of_task(bench.task)}
+            return {**history.common(), "ensemble": ensemble.common(), **digests}
+
+        store, last_only = store_of(bench, self.folder), "" if rewindable else "state"
+        store.save(ensemble.version, history.rounds, ensemble.dropped, tensors, head, last_only)
 
 
 def resume(
@@ -91,16 +90,16 @@ def resume(
     ----------
     folder : str or Path
         The method and every option come from there; a `Checkpoint` on it is among the new bench's hooks.
-        FileNotFoundError where it holds no run, ValueError where that run adapted other modules.
+        FileNotFoundError where it holds no run or lacks a file, ValueError where a file was changed or the
+        run adapted other modules, had other data or another base, FileExistsError where it is being written.
     model : nn.Module
         The base that the run began with, freshly loaded.
     task, hooks, accelerator
         As in `Bench`.
     """
-    path = Path(folder) / HISTORY
-    if not path.is_file():
-        raise FileNotFoundError(f"No run to resume in {folder}: {HISTORY} is missing.")
-    history = History.load(path)
+    store = Store(Path(folder))
+    head, files = store.read()
+    history, ensemble = History.load(Path(folder) / LOG), Ensemble.load(folder)
     settings = history.settings
     options = ("steps", "batch_size", "accumulation", "targets", "seed", "data_seed", "probe_size")
     bench = Bench(
@@ -111,5 +110,19 @@ def resume(
         hooks=[*hooks, Checkpoint(folder)],
         accelerator=accelerator,
     )
-    bench.restore(folder)
+    try:
+        if ensemble.shapes != bench.ensemble.shapes:
+            raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
+        check_digests(head, _base(bench), digest_of_task(task), f"The run in {folder}")
+        first = 1 if bench.method.rewindable else max(len(files), 1)
+        states = ((t, store.load(n.get("state"))) for t, n in enumerate(files[first - 1 :], first))
+        bench.restore(history, ensemble, states)
+        store.adopt(bench, bench.history.rounds, ensemble.dropped)
+    except BaseException:
+        bench.close()
+        raise
     return bench
+
+
+def _base(bench: Run) -> str:
+    return digest_of_base(bench.model, bench.modules, bench.weights.base, bench.head)

@@ -43,8 +43,8 @@ class Run(Loop, Protocol):
     def evaluate(self, split: str = "dev", limit: int | None = None) -> dict[str, float]:
         """The task's scores of the model as it is now."""
 
-    def state(self) -> dict[str, Tensor]:
-        """What is needed, beside the ensemble, to go on from here."""
+    def state(self, rounds: int | None = None) -> dict[str, Tensor]:
+        """What is needed, beside the ensemble, to go on from here, or from an earlier round."""
 
     def rewind(self, rounds: int) -> None:
         """Go back to the model as after `rounds` rounds."""
@@ -75,6 +75,9 @@ class Hook:
 
     def on_run_end(self, bench: Run) -> None:
         """The run is over, also where an exception ended it."""
+
+    def on_rewind(self, bench: Run) -> None:
+        """Rounds were taken back or dropped, within a run or between two."""
 
 
 class Spectrum(Hook):

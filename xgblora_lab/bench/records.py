@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from xgblora_lab.files import plain, write_text
+from xgblora_lab.files import plain, read_lines, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,10 +129,6 @@ class Round(Record):
         gain = self.probe_before - self.probe_after
         return self.loss_before - self.loss_after if math.isnan(gain) else gain
 
-    def to_line(self) -> str:
-        """The record as a line of JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False) + "\n"
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
         """The round that `to_dict` wrote; KeyError or TypeError where a field is missing or not known."""
@@ -196,14 +192,13 @@ class History:
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def common(self) -> dict[str, Any]:
+        """What is common to all rounds, JSON-ready."""
+        return {"method": self.method, "settings": self.settings.to_dict(), "scores": plain(self.scores)}
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `History.from_dict` inverts it."""
-        return {
-            "method": self.method,
-            "settings": self.settings.to_dict(),
-            "scores": plain(self.scores),
-            "rounds": [r.to_dict() for r in self.rounds],
-        }
+        return {**self.common(), "rounds": [r.to_dict() for r in self.rounds]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> History:
@@ -214,8 +209,8 @@ class History:
 
     def to_lines(self) -> str:
         """The history as JSON lines: what is common to all rounds, then a line for each round."""
-        common = {k: v for k, v in self.to_dict().items() if k != "rounds"}
-        return json.dumps(common, allow_nan=False) + "\n" + "".join(r.to_line() for r in self.rounds)
+        lines = [{**self.common(), "rounds": len(self)}, *(r.to_dict() for r in self.rounds)]
+        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
     def save(self, path: str | Path) -> None:
         """Write the history as JSON lines, whole or not at all."""
@@ -229,9 +224,11 @@ class History:
 
         FileNotFoundError where there is no such file; where it is no history, see `from_dict`.
         """
-        first, *lines = Path(path).read_text(encoding="utf-8").split("\n")
-        rounds = [json.loads(line) for line in lines[:-1]]
-        return cls.from_dict({**json.loads(first), "rounds": rounds})
+        head, *lines = read_lines(path)
+        rounds = [{k: v for k, v in line.items() if k != "files"} for line in lines]  # a Checkpoint's
+        if head.get("rounds", len(rounds)) != len(rounds):  # a Checkpoint's first line cannot know
+            raise ValueError(f"{path} is cut: {head['rounds']} rounds were saved, {len(rounds)} are whole.")
+        return cls.from_dict({**head, "rounds": rounds})
 
 
 def short_name(name: str | Path) -> str:

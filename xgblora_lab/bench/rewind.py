@@ -3,10 +3,9 @@
 What the ensemble does not hold (a head, optimizers, a LoRA's factors) is kept for every round, so the model
 of any round can be had again bit for bit.
 
-The history is what counts: a round is done when its record is there. Everything else follows from the
-records, and `recover` makes it follow. A mark is set before anything changes and taken off when all of it has
-changed; whoever finds it set recovers first. So a change that is cut off anywhere leaves the model before it
-or the one after it, never a mixture.
+The history is what counts: a round is done when its record is there, and `recover` makes everything else
+follow from the records. A mark is set before anything changes and taken off after it; whoever finds it set
+recovers first. So a change that is cut off leaves the model before it or the one after it, never a mixture.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import gc
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -149,8 +148,10 @@ class Past:
         self.fit.measure.first_batch = []
         self.shown, self.stale = None, False
 
-    def state(self) -> dict[str, Tensor]:
-        """What is needed, beside the ensemble, to go on from here: named tensors on the CPU."""
+    def state(self, rounds: int | None = None) -> dict[str, Tensor]:
+        """What is needed, beside the ensemble, to go on from here, or from an earlier round: CPU tensors."""
+        if rounds is not None and rounds in self.states:
+            return self.states[rounds]
         return {f"method/{n}": t for n, t in self.method.state().items()} | self.head.state()
 
     def check_idle(self) -> None:
@@ -218,20 +219,14 @@ class Past:
         self.loop.ensemble.drop(index)
         self.recover()
 
-    def restore(self, folder: Path) -> None:
-        """Take over the rounds that `Checkpoint` wrote."""
-        history, ensemble = History.load(folder / "history.jsonl"), Ensemble.load(folder)
-        if ensemble.shapes != self.loop.ensemble.shapes:
-            raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
-        ensemble.truncate(len(history))  # a kill may have come between the boosters and the record
+    def restore(self, history: History, ensemble: Ensemble, states: Iterable[tuple[int, Any]]) -> None:
+        """Take over rounds that were saved, on a loop that has none."""
         self.stale = True
         self.history.settings, self.history.scores = history.settings, history.scores
         for index in range(len(ensemble)):
             self.loop.ensemble.append(ensemble[index])
-        for done in range(len(history) + 1):
-            path = folder / f"state-{done:05d}.safetensors"
-            if path.is_file():
-                self.states[done] = load_tensors(path)
+        for done, state in states:
+            self.states[done] = state
         self.history.rounds[:] = history.rounds
         self.recover()
         if not self._keeps:

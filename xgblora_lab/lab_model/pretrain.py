@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from xgblora_lab.files import load_tensors, replaced, save_tensors, write_json
+from xgblora_lab.files import load_tensors, replaced, replaced_folder, write_json, write_tensors
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -82,9 +82,9 @@ def save(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
         for i, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    with replaced(folder) as partial:
+    with replaced_folder(folder) as partial:
         model.save_pretrained(partial)
-        save_tensors(partial / "optimizer.safetensors", moments)
+        write_tensors(partial / "optimizer.safetensors", moments)
         write_json(partial / "state.json", state)
 
 

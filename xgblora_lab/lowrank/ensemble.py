@@ -6,19 +6,18 @@ out, `k` in, `R` factors in all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.files import load_tensors, replaced_folder, save_tensors, write_json
+from xgblora_lab.files import replaced_folder
 from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.linear import find_modules, weight_shape
 from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
-
-FORMAT, ROUND = 1, "rounds/{:05d}.safetensors"
+from xgblora_lab.store import read_ensemble, write_ensemble
 
 
 class Ensemble:
@@ -55,11 +54,13 @@ class Ensemble:
         """Add the boosters of a new round (scale and shrinkage folded into B)."""
         for name, (B, A) in boosters.items():
             d, k = self._shape(name)
-            if B.shape[0] != d or A.shape[1] != k or B.shape[1] != A.shape[0]:
+            if B.ndim != 2 or A.ndim != 2 or B.shape[0] != d or A.shape[1] != k or B.shape[1] != A.shape[0]:
                 raise ValueError(
                     f"A booster on {name!r} needs B ({d}, r) and A (r, {k}); "
                     f"got {tuple(B.shape)} and {tuple(A.shape)}."
                 )
+            if not (B.is_floating_point() and A.is_floating_point()):
+                raise ValueError(f"A booster on {name!r} needs real numbers; got {B.dtype} and {A.dtype}.")
         self._rounds.append({n: (B.detach().cpu(), A.detach().cpu()) for n, (B, A) in boosters.items()})
 
     def drop(self, index: int) -> None:
@@ -137,39 +138,36 @@ class Ensemble:
 
     def save(self, folder: str | Path) -> None:
         """Write `ensemble.json` and one safetensors file per round; an older ensemble there is replaced."""
-        with replaced_folder(folder, "ensemble.json") as partial:
-            for index in range(len(self)):
-                self.save_round(partial, index)
-            self.save_index(partial)
+        with replaced_folder(folder) as partial:
+            write_ensemble(partial, self.common(), [self.tensors(index) for index in range(len(self))])
 
-    def save_round(self, folder: str | Path, index: int) -> None:
-        """Write the boosters of one round under its number."""
-        tensors: dict[str, Tensor] = {}
-        for name, (B, A) in self._rounds[index].items():
-            tensors |= {f"{name}.B": B, f"{name}.A": A}
-        save_tensors(Path(folder) / ROUND.format(index), tensors)
+    def dropped(self, index: int) -> bool:
+        """Whether a round has no boosters in the sum."""
+        return not self._rounds[index]
 
-    def save_index(self, folder: str | Path) -> None:
-        """Write what is common to all rounds and their number."""
-        meta = {"format": FORMAT, "rounds": len(self), "additive": self.additive, "shapes": self.shapes}
-        write_json(Path(folder) / "ensemble.json", meta)
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """The boosters of one round by `module.B` and `module.A`."""
+        pairs = self._rounds[index].items()
+        return {f"{name}.{part}": t for name, pair in pairs for part, t in zip("BA", pair, strict=True)}
+
+    def common(self) -> dict[str, Any]:
+        """What is common to all rounds, for JSON."""
+        return {"additive": self.additive, "shapes": self.shapes}
 
     @classmethod
     def load(cls, folder: str | Path) -> Ensemble:
-        """Read what `save` wrote. FileNotFoundError or ValueError say what is missing or wrong."""
-        folder = Path(folder)
-        if not (folder / "ensemble.json").is_file():
-            raise FileNotFoundError(
-                f"No ensemble in {folder}: ensemble.json is missing; give a folder that save() wrote."
-            )
-        meta = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-        if meta.get("format") != FORMAT:
-            raise ValueError(f"{folder} has format {meta.get('format')}; this version reads format {FORMAT}.")
-        ensemble = cls({n: (s[0], s[1]) for n, s in meta["shapes"].items()}, meta["additive"])
-        for index in range(meta["rounds"]):
-            tensors = load_tensors(folder / ROUND.format(index))
-            names = {key[:-2] for key in tensors}
-            ensemble.append({n: (tensors[f"{n}.B"], tensors[f"{n}.A"]) for n in sorted(names)})
+        """Read what `save` or a bench's `Checkpoint` wrote.
+
+        FileNotFoundError or ValueError say what is missing, wrong or changed since it was written.
+        """
+        try:
+            meta, rounds = read_ensemble(Path(folder))
+            ensemble = cls({n: (s[0], s[1]) for n, s in meta["shapes"].items()}, meta["additive"])
+            for tensors in rounds:
+                names = sorted({key[:-2] for key in tensors})
+                ensemble.append({n: (tensors[f"{n}.B"], tensors[f"{n}.A"]) for n in names})
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise ValueError(f"{folder} holds no ensemble that can be read: {error}") from error
         return ensemble
 
     def _shape(self, module: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xgblora_lab.files import replaced_folder, save_tensors
+from xgblora_lab.files import check_folder, replaced_folder, write_tensors
 from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import find_modules, head_names, head_parameters, is_linear
@@ -49,6 +49,7 @@ def export_peft(
         raise ValueError(
             f"The adapter's rank must be at least 1, got {rank}; leave it out for the exact update."
         )
+    check_folder(folder)
     tensors: dict[str, Tensor] = {}
     ranks, errors = dict[str, int](), dict[str, float]()
     for name in ensemble.shapes:
@@ -65,9 +66,9 @@ def export_peft(
     heads = head_parameters(model)
     tensors |= {f"base_model.model.{n}": p.detach().float().cpu().contiguous() for n, p in heads.items()}
     config = _config(model, ranks, base, sorted(heads))
-    with replaced_folder(folder, "adapter_config.json") as partial:
+    with replaced_folder(folder) as partial:
         config.save_pretrained(str(partial))
-        save_tensors(partial / "adapter_model.safetensors", tensors)
+        write_tensors(partial / "adapter_model.safetensors", tensors)
     return {"rank": max(ranks.values()), "relative_error": errors}
 
 
@@ -79,7 +80,7 @@ def export_merged(model: Any, folder: str | Path, tokenizer: Any = None) -> None
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{type(model).__name__} is no transformers model; save its state_dict instead.")
-    with replaced_folder(folder, "config.json") as partial:
+    with replaced_folder(folder) as partial:
         model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)

@@ -10,7 +10,7 @@ from typing import Any
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures import Figure
 from xgblora_lab.figures._read import brief, subject
-from xgblora_lab.files import replaced, write_text
+from xgblora_lab.files import check_file, replaced, write_text
 from xgblora_lab.report.contents import Source, histories, lead, sections, settings_table, versions
 from xgblora_lab.report.offline import ICON, plotly_js, policy
 from xgblora_lab.report.offline import script as joined
@@ -43,7 +43,10 @@ def report(source: Source, path: str | Path, *, title: str | None = None, cells:
         There is no run in a folder.
     ValueError
         A source is not a history, or there is none.
+    FileExistsError, NotADirectoryError, PermissionError
+        At `path` there is something else than a plain file, or no file may be written there.
     """
+    check_file(path)
     write_text(path, render("report.html", source, title, cells))
     return Path(path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xgblora_lab.files import write_text
+from xgblora_lab.files import check_file, write_text
 from xgblora_lab.report.contents import Source
 from xgblora_lab.report.page import render
 
@@ -35,6 +35,9 @@ def slides(source: Source, path: str | Path, *, title: str | None = None, cells:
         There is no run in a folder.
     ValueError
         A source is not a history, or there is none.
+    FileExistsError, NotADirectoryError, PermissionError
+        At `path` there is something else than a plain file, or no file may be written there.
     """
+    check_file(path)
     write_text(path, render("slides.html", source, title, cells))
     return Path(path)

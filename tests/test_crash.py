@@ -1,0 +1,39 @@
+"""A sample of the crash points; `python tests/faults/crash.py` tries them all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is tried in a fork")
+
+from faults import crash  # noqa: E402  (forks are there)
+
+
+@pytest.mark.parametrize("name", ["drop, rewind, save", "ensemble.save", "report"])
+def test_a_crash_or_an_error_leaves_the_old_state_or_the_new_one(name: str) -> None:
+    counts = crash.try_all(name, every=23)
+    assert counts["wrong"] == 0
+    assert counts["points"] >= 5
+    assert counts["old"] > 0
+    assert counts["points"] == counts["old"] + counts["new"] + counts["between"]
+
+
+def test_the_harness_sees_a_file_that_is_written_in_place(tmp_path) -> None:
+    """The negative: a page that is written where it stands is cut by some fault, and that is found."""
+
+    def careless(history, path) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("<html>")
+            file.write("</html>")
+
+    page = crash.of_target("page.html", careless)
+    (tmp_path / "in").mkdir()
+    old, new, count = crash.without_a_fault(page, tmp_path / "in")
+    assert count == 3
+    found = []
+    for at in range(count):
+        (tmp_path / str(at) / "in").mkdir(parents=True)
+        found.append(crash.trial_of(page, tmp_path / str(at) / "in", "kill", at, old, new, several=False))
+    assert found == ["old", "wrong", "wrong"]

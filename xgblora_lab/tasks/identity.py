@@ -1,0 +1,95 @@
+"""Telling whether a saved run belongs to this model and this task: digests of the base and of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from xgblora_lab.disk import digest
+from xgblora_lab.tasks.task import Task
+
+ROWS, AT_ONCE = 1024, 64  # of each split; in a batch
+
+
+def digest_of_task(task: Task) -> str:
+    """SHA-256 of a task's kind, sizes and rows, as the model sees them.
+
+    Parameters
+    ----------
+    task : Task
+        Of each split all rows are looked at; of more than 1,024 rows, that many at equal distances.
+
+    Returns
+    -------
+    str
+        Other rows, another tokenizer or another order of the rows give another digest; another name does not.
+    """
+    return digest(_rows(task))
+
+
+def digest_of_base(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module] | None = None,
+    base: Callable[[str], Tensor] | None = None,
+    head: Mapping[str, nn.Parameter] | None = None,
+) -> str:
+    """SHA-256 of the weights that a model had before it was tuned.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Fresh, or being tuned.
+    modules, base : mapping, callable, optional
+        The adapted modules by name, and what gives a module's base weight (see `LiveWeights.base`).
+    head : mapping, optional
+        Parameters that are trained as well. These are left out, and so is all that requires a gradient.
+
+    Returns
+    -------
+    str
+        The same before, while and after the model is tuned.
+    """
+    return digest(_weights(model, modules or {}, base, head or {}))
+
+
+def check_digests(saved: Mapping[str, Any], base: str, task: str, where: str) -> None:
+    """Refuse to go on with a run on another base or on other data.
+
+    Raises
+    ------
+    ValueError
+        `saved` holds another `base` or `data`; `where` names the run.
+    """
+    if saved.get("base") != base:
+        raise ValueError(f"{where} began with other weights than this model's; load its base afresh.")
+    if saved.get("data") != task:
+        raise ValueError(f"{where} was trained on other data than this task's; use its own task.")
+
+
+def _rows(task: Task) -> Iterator[tuple[str, Tensor | str | int]]:
+    yield "kind", task.kind
+    for split in ("train", "dev", "test"):
+        size = task.size(split)
+        yield split, size
+        rows = np.unique(np.linspace(0, size - 1, ROWS).astype(int)).tolist() if size else []
+        for start in range(0, len(rows), AT_ONCE):
+            batch = task.batch(split, rows[start : start + AT_ONCE])
+            yield from ((f"{split}.{name}", batch[name]) for name in sorted(batch))
+
+
+def _weights(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    base: Callable[[str], Tensor] | None,
+    head: Mapping[str, nn.Parameter],
+) -> Iterator[tuple[str, Tensor]]:
+    told = {id(p) for module in modules.values() for p in module.parameters()}
+    told |= {id(p) for p in head.values()}
+    if base is not None:
+        yield from ((name, base(name)) for name in modules)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in told and not (modules and parameter.requires_grad):
+            yield name, parameter
