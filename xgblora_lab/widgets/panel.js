@@ -1,0 +1,70 @@
+// What ipywidgets leaves out of a panel: a figure as wide as its cell, focus that is not lost when a button is
+// switched off, names for the handles of sliders, and End at their end.
+
+function whenAttached(el, then) {
+  if (el.isConnected) then();
+  else requestAnimationFrame(() => whenAttached(el, then));
+}
+
+function care(root) {
+  let last = null; // the control that the reader used last
+
+  const widths = () => {
+    for (const plot of root.querySelectorAll(".js-plotly-plot")) {
+      const drawn = plot._fullLayout?.width;
+      if (drawn && plot.clientWidth && Math.abs(drawn - plot.clientWidth) > 2)
+        window.dispatchEvent(new Event("resize"));
+    }
+  };
+
+  const names = () => {
+    for (const handle of root.querySelectorAll(".noUi-handle")) {
+      const field = handle.closest(".widget-hbox")?.querySelector("label");
+      if (field) handle.setAttribute("aria-label", field.textContent);
+    }
+  };
+
+  // A button that is switched off loses the focus; it goes on to the next one that can be pressed, or back.
+  const focus = () => {
+    const active = document.activeElement;
+    if (!last?.isConnected || !(active === document.body || active.disabled)) return;
+    const near = [...(last.closest(".widget-hbox")?.querySelectorAll("button") ?? [])];
+    const after = near.slice(near.indexOf(last) + 1);
+    [last, ...after, ...near].find((button) => !button.disabled)?.focus();
+  };
+
+  let waiting = 0;
+  const soon = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { widths(); names(); focus(); }, 60);
+  };
+  root.addEventListener("focusin", (event) => {
+    last = event.target.matches("button") ? event.target : null;
+  });
+  const elsewhere = (event) => { if (!root.contains(event.target)) last = null; }; // the reader moved on
+  for (const kind of ["pointerdown", "focusin"]) document.addEventListener(kind, elsewhere);
+  // The slider's own End goes to where its end was when it was made.
+  root.addEventListener("keydown", (event) => {
+    const slider = event.target.closest?.(".noUi-target");
+    const field = slider?.closest(".widget-hbox")?.querySelector("input[type=number]");
+    if (event.key !== "End" || !field) return;
+    event.preventDefault();
+    event.stopPropagation();
+    field.value = slider.noUiSlider.options.range.max;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  }, true);
+  new MutationObserver(soon).observe(root, {
+    subtree: true, childList: true, attributes: true, attributeFilter: ["disabled"],
+  });
+  new ResizeObserver(soon).observe(root);
+  soon();
+}
+
+export default {
+  render({ el }) {
+    whenAttached(el, () => {
+      const root = el.closest(".xgblora-panel");
+      if (root) care(root);
+    });
+  },
+};
