@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures._read import Array, residual, spectra, starting_loss, unit
-from xgblora_lab.figures._style import BLACK, GREY, HEAT, VERMILLION, log_ticks, ratio_axis, style
+from xgblora_lab.figures._style import BLACK, GREY, HEAT, VERMILLION, log_ticks, ratio_axis, scaled, style
 
 GHOSTS = ("#C9C9C9", "#A3A3A3", "#7D7D7D", "#555555")  # earlier rounds are paler
 UNNAMED = {"showlegend": False, "hoverinfo": "skip"}
@@ -252,8 +252,9 @@ def set_axes(plot: go.Figure, staged: Staged) -> None:
     plot.update_layout(
         hovermode="x",
         xaxis=indices | {"title": {"text": "singular index i"}, "range": [0.4, width + 0.6]},
-        yaxis=log_ticks([low, high]) | {"title": {"text": "singular value σ<sub>i</sub>"}, "range": span},
+        yaxis=log_ticks([low, high])
+        | {"title": {"text": scaled("singular value σ<sub>i</sub>", "log")}, "range": span},
         xaxis2=rounds | spikes | {"title": {"text": "round t"}},
-        yaxis2=scale | {"title": {"text": title}},
+        yaxis2=scale | {"title": {"text": scaled(title, kind)}},
         yaxis3=indices | {"title": {"text": "index i"}, "range": [width + 0.5, 0.5]},
     )

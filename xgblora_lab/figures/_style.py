@@ -192,6 +192,11 @@ def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
     return {"type": "log", "tickvals": ticks, "ticktext": text}
 
 
+def scaled(title: str, kind: str) -> str:
+    """An axis title that says so where the axis is logarithmic (`kind` "log")."""
+    return f"{title}, log scale" if kind == "log" else title
+
+
 def si(value: float) -> str:
     """12000 → "12 k", for a tick before a unit."""
     for prefix in ("", "k", "M", "G", "T"):
