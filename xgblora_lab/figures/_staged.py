@@ -120,7 +120,7 @@ def draw(plot: go.Figure, staged: Staged, pick: Sequence[int]) -> Array:
             "data": [
                 {"type": "scatter", "y": row},
                 {"type": "scatter", "x": [t, t]},
-                {"type": "scatter", "x": [t], "y": [loss]},
+                {"type": "scatter", "x": [t], "y": np.array([loss])},
                 *([{"type": "scatter", "y": others[i]}] if others else []),
             ],
         }
@@ -136,7 +136,7 @@ def _beside(plot: go.Figure, other: History, place: list[float], row: Array) -> 
     values = [starting_loss(other), *residual(other)[0]] if len(other) else []
     hover = "round %{x:.3g}: %{y:.4g}<extra>" + name + "</extra>"
     plot.add_scatter(
-        x=place[: len(values)], y=values, mode="lines", line=look.line(2.5), hovertemplate=hover,
+        x=place[: len(values)], y=np.array(values), mode="lines", line=look.line(2.5), hovertemplate=hover,
         **common, **LOSS,
     )  # fmt: skip
     plot.add_scatter(
@@ -196,7 +196,7 @@ def _loss(plot: go.Figure, staged: Staged) -> Array:
     values |= dict(zip((r.index for r in history), after, strict=True))
     plot.add_scatter(
         x=list(values),
-        y=list(values.values()),
+        y=np.array(list(values.values()), dtype=float),  # an array may hold nan on its way to the page
         mode="lines",
         showlegend=False,
         line=style(history.method).line(2.5),
@@ -227,7 +227,7 @@ def _line_at(t: int, width: int) -> dict[str, Any]:
 def _dot_at(t: int, value: float) -> dict[str, Any]:
     """The round under the slider, on the loss."""
     marker = {"color": VERMILLION, "size": 14, "line": {"color": "white", "width": 2}}
-    return {"x": [t], "y": [value], "mode": "markers", "marker": marker} | UNNAMED
+    return {"x": [t], "y": np.array([value]), "mode": "markers", "marker": marker} | UNNAMED
 
 
 def set_axes(plot: go.Figure, staged: Staged) -> None:

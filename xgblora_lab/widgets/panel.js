@@ -41,6 +41,9 @@ function care(root) {
   root.addEventListener("focusin", (event) => {
     last = event.target.matches("button") ? event.target : null;
   });
+  root.addEventListener("click", (event) => { // what the button moves shall be seen
+    if (event.target.closest("button")) root.scrollIntoView({ block: "nearest" });
+  });
   const elsewhere = (event) => { if (!root.contains(event.target)) last = null; }; // the reader moved on
   for (const kind of ["pointerdown", "focusin"]) document.addEventListener(kind, elsewhere);
   // The slider's own End goes to where its end was when it was made.
