@@ -273,6 +273,13 @@ def test_the_stepper_in_jupyterlab(page: Any, lab: str) -> None:
     status.filter(has_text="Round 0 ").wait_for()
     page.keyboard.press("End")
     status.filter(has_text="Round 2 ").wait_for()
+    clicked = "{points: [{x: 1, xaxis: {_id: 'x2'}}]}"  # a click on round 1 of the loss
+    page.evaluate(f"document.querySelector('.js-plotly-plot').emit('plotly_click', {clicked})")
+    status.filter(has_text="Round 1 ").wait_for()
+    drawn(page, 2)
+    handle.focus()
+    page.keyboard.press("End")
+    status.filter(has_text="Round 2 ").wait_for()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     status.filter(has_text="Round 0 ").wait_for()

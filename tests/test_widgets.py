@@ -299,7 +299,7 @@ def test_the_first_look_is_ready_to_press() -> None:
     stepper.next_button.click()
     assert stepper.error == ""
     assert "Round 0 (1 of 3 planned)" in stepper.text
-    assert "Beside it lora" in stepper.text
+    assert "Beside it LoRA of rank 4 after 60 steps" in stepper.text
     assert len(shown(stepper)) == 1
 
 
@@ -467,6 +467,22 @@ def test_there_is_one_live_figure_and_the_newest_piece_has_it() -> None:
     assert len(shown(second)) == 3
     kinds = [type(widget).__name__ for widget in list(instances.values())]
     assert kinds.count("FigureWidget") == 1
+
+
+def test_a_live_figure_that_does_not_come_to_life_is_drawn_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canvas, "_alive", True)
+    stepper = Stepper(small(), live=True)
+    stepper.run(2)
+    (care,) = (w for w in stepper.children if type(w).__name__ == "Care")
+    care.stuck = True  # as `panel.js` says it
+    assert not stepper.canvas.live
+    assert plain_figure(stepper)["data"]
+    assert plain_figure(stepper)["config"]["showSendToCloud"] is False
+    stepper.next_button.click()
+    assert len(shown(stepper)) == 3
+    assert not Stepper(small()).canvas.live  # a new one does not try again
+    monkeypatch.setattr(canvas, "_alive", True)
+    assert Stepper(small()).canvas.live
 
 
 def test_what_a_live_figure_sends_is_json() -> None:

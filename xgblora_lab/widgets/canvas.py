@@ -21,6 +21,7 @@ Live = bool | Literal["auto"]
 
 _live: Any = None  # the one FigureWidget: each carries 5 MB of plotly.js into a saved notebook
 _owner: weakref.ref[Canvas] | None = None  # the canvas that shows it
+_alive = True  # whether the page has shown it where it was tried
 
 
 class Canvas(ipywidgets.VBox):
@@ -47,7 +48,7 @@ class Canvas(ipywidgets.VBox):
     def __init__(self, live: Live = "auto", height: int | None = None) -> None:
         if live is True and find_spec("anywidget") is None:
             raise ValueError('A live figure needs anywidget (pip install anywidget); live="auto" needs none.')
-        self.live = can_be_live() if live == "auto" else live
+        self.live = _alive and can_be_live() if live == "auto" else live
         self.height = height
         self.figure: Figure | None = None
         self._json: dict[str, Any] = {}  # of a plain figure, as it is drawn now
@@ -114,6 +115,13 @@ class Canvas(ipywidgets.VBox):
         drawn.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
         return drawn
 
+    def give_up(self) -> None:
+        """Go on with plain figures, here and in every new canvas: the page cannot show the live one."""
+        global _alive, _live, _owner
+        if self.live:
+            _alive, _live, _owner = False, None, None
+            self._lose()
+
     def _lose(self) -> None:
         self.live = False
         if self.figure is not None:
@@ -172,9 +180,10 @@ def _kernelled(plot: go.Figure, height: int | None) -> go.Figure:
         plain.layout.update(height=plot.layout.height - 80, legend={"y": -0.19})
     if height is not None:
         plain.layout.title = None
-        legend = {"y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right", "font": {"size": 13}}
+        legend = {"y": 1.04, "yanchor": "bottom", "font": {"size": 13}}
         margin = {"l": 70, "r": 40, "t": 34, "b": 50}
         plain.update_layout(height=height, font={"size": 13}, legend=legend, margin=margin)
+        plain.update_xaxes(title_font_size=14).update_yaxes(title_font_size=14)
     return plain
 
 

@@ -44,4 +44,6 @@ def first_look(
         return Bench(model, task, method, steps=rounds * steps_per_round, batch_size=1, seed=seed)
 
     boosting = bench(XGBLoRA(rank=1, lr=0.05, steps_per_round=steps_per_round))
-    return Stepper(boosting, beside=bench(LoRA(rank=4, lr=0.02, steps_per_round=steps_per_round)))
+    lora = bench(LoRA(rank=4, lr=0.02, steps_per_round=steps_per_round))
+    lora.history.label = "LoRA of rank 4"
+    return Stepper(boosting, beside=lora)

@@ -1,12 +1,12 @@
-// What ipywidgets leaves out of a panel: a figure as wide as its cell, focus that is not lost when a button is
-// switched off, names for the handles of sliders, and End at their end.
+// What ipywidgets leaves out of a panel: a figure as wide as its cell, a click on a round in it, focus that is
+// not lost when a button is switched off, names for the handles of sliders, and End at their end.
 
 function whenAttached(el, then) {
   if (el.isConnected) then();
   else requestAnimationFrame(() => whenAttached(el, then));
 }
 
-function care(root) {
+function care(root, model) {
   let last = null; // the control that the reader used last
 
   const widths = () => {
@@ -17,10 +17,45 @@ function care(root) {
     }
   };
 
+  // anywidget gives plotly.js two seconds to load. On a busy machine that is too short, and the live figure stays
+  // empty for good; the kernel then draws a plain one.
+  let asked = false;
+  const stuck = () => [...root.querySelectorAll(".js-plotly-plot")].some((plot) => plot.data?.length === 0);
+  const ask = () => {
+    if (asked || !stuck()) return;
+    asked = true;
+    setTimeout(() => {
+      asked = false;
+      if (!stuck()) return;
+      model.set("stuck", true);
+      model.save_changes();
+    }, 2500);
+  };
+
   const names = () => {
     for (const handle of root.querySelectorAll(".noUi-handle")) {
       const field = handle.closest(".widget-hbox")?.querySelector("label");
       if (field) handle.setAttribute("aria-label", field.textContent);
+    }
+  };
+
+  const write = (slider, round) => {
+    const field = slider?.closest(".widget-hbox")?.querySelector("input[type=number]");
+    if (!field) return false;
+    field.value = round;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+    return true;
+  };
+
+  // A click on a round in one panel of a figure shows that round in all.
+  const rounds = () => {
+    for (const plot of root.querySelectorAll(".js-plotly-plot")) {
+      if (!plot.on || plot.dataset.rounds) continue;
+      plot.dataset.rounds = "answers";
+      plot.on("plotly_click", ({ points }) => {
+        const point = points.find(({ xaxis }) => xaxis._id === "x2");
+        if (point && point.x >= 0) write(root.querySelector(".noUi-target"), Math.round(point.x));
+      });
     }
   };
 
@@ -36,7 +71,7 @@ function care(root) {
   let waiting = 0;
   const soon = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => { widths(); names(); focus(); }, 60);
+    waiting = setTimeout(() => { widths(); ask(); names(); rounds(); focus(); }, 60);
   };
   root.addEventListener("focusin", (event) => {
     last = event.target.matches("button") ? event.target : null;
@@ -49,12 +84,9 @@ function care(root) {
   // The slider's own End goes to where its end was when it was made.
   root.addEventListener("keydown", (event) => {
     const slider = event.target.closest?.(".noUi-target");
-    const field = slider?.closest(".widget-hbox")?.querySelector("input[type=number]");
-    if (event.key !== "End" || !field) return;
+    if (event.key !== "End" || !write(slider, slider?.noUiSlider.options.range.max)) return;
     event.preventDefault();
     event.stopPropagation();
-    field.value = slider.noUiSlider.options.range.max;
-    field.dispatchEvent(new Event("change", { bubbles: true }));
   }, true);
   new MutationObserver(soon).observe(root, {
     subtree: true, childList: true, attributes: true, attributeFilter: ["disabled"],
@@ -64,10 +96,10 @@ function care(root) {
 }
 
 export default {
-  render({ el }) {
+  render({ el, model }) {
     whenAttached(el, () => {
       const root = el.closest(".xgblora-panel");
-      if (root) care(root);
+      if (root) care(root, model);
     });
   },
 };

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-from traitlets import link
+from traitlets import Bool, link
 
 from xgblora_lab.figures import DARK
 from xgblora_lab.widgets.canvas import can_be_live
@@ -53,7 +53,10 @@ class Panel(ipywidgets.VBox):
         )
         look = ipywidgets.HTML(f"<style>{DARK}{FOCUS}</style>", layout={"display": "none"})
         parts = [look, *controls, self._words, self._alert, self._details, *canvases]
-        super().__init__([*parts, *_care()], layout=WIDE)
+        care = _care()
+        for script in care:
+            script.observe(lambda change: [canvas.give_up() for canvas in canvases], "stuck")
+        super().__init__([*parts, *care], layout=WIDE)
         self.add_class("xgblora-panel")
 
     def _ipython_display_(self) -> None:
@@ -133,7 +136,9 @@ def _care() -> list[Any]:
 def _care_class() -> Any:
     import anywidget
 
-    return type("Care", (anywidget.AnyWidget,), {"_esm": Path(__file__).with_name("panel.js")})
+    stuck = Bool(False).tag(sync=True)  # whether the live figure did not come to life
+    members = {"_esm": Path(__file__).with_name("panel.js"), "stuck": stuck}
+    return type("Care", (anywidget.AnyWidget,), members)
 
 
 def in_words(error: BaseException) -> str:
