@@ -548,7 +548,7 @@ agreement = pd.DataFrame(
 figure = chart("Alignment of the leading k directions, median of the modules", "k", "")
 figure.add_heatmap(
     x=agreement.columns, y=agreement.index, z=agreement, zmin=0, zmax=1, colorscale="Cividis",
-    reversescale=True, xgap=3, ygap=3, text=agreement.round(2), texttemplate="%{text}", textfont_size=16,
+    xgap=3, ygap=3, text=agreement.round(2), texttemplate="%{text}", textfont_size=16,
     colorbar={"title": "alignment"},
 )  # fmt: skip
 figure.update_xaxes(dtick=1, showgrid=False)

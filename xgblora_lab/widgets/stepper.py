@@ -67,7 +67,7 @@ class Stepper(Controls):
             raise ValueError(f"The bench adapts no module {module!r}; it has {', '.join(bench.modules)}.")
         self.bench, self.beside = bench, beside
         for each in (bench, beside):
-            if not isinstance(each, History | None):
+            if each is not None and not isinstance(each, History):
                 watched = any(isinstance(hook, Spectrum) for hook in each.hooks)
                 each.hooks.extend([] if watched else [Spectrum()])
         bench.hooks[:] = [hook for hook in bench.hooks if not isinstance(hook, Options)] + [Options()]
@@ -265,7 +265,7 @@ class Stepper(Controls):
             if next(rounds, None) is None:
                 return False
             other = self.beside
-            if not isinstance(other, History | None):
+            if other is not None and not isinstance(other, History):
                 while other.trained_steps < self.bench.trained_steps:
                     other.step()
             return True
@@ -310,7 +310,8 @@ class Stepper(Controls):
 
     def _other(self) -> History | None:
         """The run beside."""
-        return self.beside if isinstance(self.beside, History | None) else self.beside.history
+        beside = self.beside
+        return beside if beside is None or isinstance(beside, History) else beside.history
 
     def _as_it_stands(self) -> History:
         """The history; where boosters were dropped after the last round, that round as the model is now."""
