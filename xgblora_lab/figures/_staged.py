@@ -162,7 +162,8 @@ def _curves(plot: go.Figure, method: str, shown: Module, pick: Sequence[int]) ->
     look = style(method)
     now = rows[-1] if rows else np.full(shown.width, np.nan)
     name = "after the round under the slider"
-    plot.add_scatter(y=now, name=name, line=look.line(3.5), marker=look.points(), **curve)
+    known = {"showlegend": bool(rows)}
+    plot.add_scatter(y=now, name=name, line=look.line(3.5), marker=look.points(), **known, **curve)
 
 
 def _heat(plot: go.Figure, indices: Sequence[int], rows: Sequence[Array], width: int) -> None:
@@ -211,6 +212,7 @@ def _loss(plot: go.Figure, staged: Staged) -> Array:
             y=tails,
             mode="lines",
             name="least loss of that rank",
+            showlegend=len(history) > 0,
             line={"color": GREY, "dash": "dot", "width": 2},
             hovertemplate="round %{x}: %{y:.4g}<extra>least loss of that rank</extra>",
             **LOSS,

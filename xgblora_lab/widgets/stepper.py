@@ -294,7 +294,7 @@ class Stepper(Controls):
         else:
             sentence = "No spectrum was measured in this round."
         if record is measured:
-            lines = summary(record, self._planned())
+            lines = summary(record, self._planned(), self.bench.steps)
         else:
             text = f"The model as it is now: residual loss {brief(record.probe_after)}; "
             lines = [text + f"round {t} had measured {brief(measured.probe_after)}."]

@@ -9,9 +9,10 @@ from xgblora_lab.figures._read import brief, plural, residual, short
 from xgblora_lab.widgets.knobs import in_words
 
 
-def summary(record: Round, planned: int) -> list[str]:
-    """The losses of a round, and its place in the plan."""
-    text = f"Round {record.index} ({record.index + 1} of {planned} planned): "
+def summary(record: Round, planned: int, steps: int) -> list[str]:
+    """The losses of a round, and its place in a plan of so many rounds and steps."""
+    place = f"{record.index + 1} of {planned} planned" if record.step <= steps else "past the plan"
+    text = f"Round {record.index} ({place}): "
     text += f"residual loss {brief(record.probe_before)} → {brief(record.probe_after)}, "
     text += f"gain {brief(record.gain)}."
     own = f"Own batch {brief(record.loss_before)} → {brief(record.loss_after)};"
