@@ -1,5 +1,5 @@
 // What ipywidgets leaves out of a panel: a figure as wide as its cell, a click on a round in it, focus that is
-// not lost when a button is switched off, names for the handles of sliders, and End at their end.
+// not lost when a button is switched off, Enter on buttons, names for the handles of sliders, and End at their end.
 
 function whenAttached(el, then) {
   if (el.isConnected) then();
@@ -8,6 +8,8 @@ function whenAttached(el, then) {
 
 function care(root, model) {
   let last = null; // the control that the reader used last
+  // Else JupyterLab takes Enter on a button for "edit this cell".
+  root.setAttribute("data-lm-suppress-shortcuts", "true");
 
   const widths = () => {
     for (const plot of root.querySelectorAll(".js-plotly-plot")) {
