@@ -11,11 +11,14 @@ function care(root, model) {
   // Else JupyterLab takes Enter on a button for "edit this cell".
   root.setAttribute("data-lm-suppress-shortcuts", "true");
 
+  const tried = new WeakMap();
   const widths = () => {
     for (const plot of root.querySelectorAll(".js-plotly-plot")) {
       const drawn = plot._fullLayout?.width;
-      if (drawn && plot.clientWidth && Math.abs(drawn - plot.clientWidth) > 2)
-        window.dispatchEvent(new Event("resize"));
+      const wide = plot.clientWidth;
+      if (!drawn || !wide || Math.abs(drawn - wide) <= 2 || tried.get(plot) === wide) continue;
+      tried.set(plot, wide); // once for each width: to draw it again changes the page, which calls this again
+      window.dispatchEvent(new Event("resize"));
     }
   };
 
