@@ -205,17 +205,20 @@ def test_open_headless_executes_and_keeps_the_readers_files(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = here / "xgblora-notebooks" / "02_second.ipynb"
-    if not sources.in_clone():
-        own.parent.mkdir()
-        own.write_text("my work")
-    assert call(monkeypatch, "open", "--headless") == 0
+    own.parent.mkdir()
+    own.write_text("my work")
+    theirs = {path: path.read_bytes() for path in sources.folder().rglob("*") if path.is_file()}
+    assert call(monkeypatch, "open", "1", "--headless") == 0
     assert "runs/01_first.ipynb and runs/01_first.html" in capsys.readouterr().out.replace("\\", "/")
     assert nbformat.read(here / "runs" / "01_first.ipynb", as_version=4).cells[-1].outputs[0].text == "ci 3\n"
-    if sources.in_clone():
-        assert not own.parent.exists()
-    else:
-        assert own.read_text() == "my work"
-        assert (own.parent / "01_first.ipynb").is_file()
+    assert own.read_text() == "my work"
+    assert sorted(path.name for path in own.parent.iterdir()) == ["01_first.ipynb", "02_second.ipynb"]
+    assert theirs == {path: path.read_bytes() for path in sources.folder().rglob("*") if path.is_file()}
+
+
+def test_open_begins_with_the_first_notebook() -> None:
+    (argument,) = (p for p in typer.main.get_command(cli.app).commands["open"].params if p.name == "notebook")  # type: ignore[attr-defined]
+    assert sources.find(argument.default).stem == "00_start_here"
 
 
 def test_open_takes_a_folder_of_notebooks_but_none_of_the_system(

@@ -8,6 +8,7 @@ import math
 import pickle
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_spectrum_shows_every_round_in_the_heat_map_and_the_frames() -> None:
     (target,) = traces(figure, "target")
     assert list(target.y) == pytest.approx(TRUTH[MODULES[0]])
     assert figure.plot.layout.yaxis.type == "log"
-    assert figure.plot.layout.xaxis3.title.text == "round t"
+    assert figure.plot.layout.xaxis2.title.text == "round t"
     assert "has reached" in figure.text
 
 
@@ -310,7 +311,8 @@ def test_race_axes() -> None:
     runs = race(seeds=1, grid=(1e-2,))
     for x, title in figures.AXES.items():
         figure = figures.race(runs, x=x)
-        assert figure.plot.layout.xaxis.title.text == title
+        log = figure.plot.layout.xaxis.type == "log"
+        assert figure.plot.layout.xaxis.title.text == title + ", log scale" * log
     boosting = figures.race(runs, x="adapter_steps").plot.data[2]
     assert boosting.x[-1] == 20 * 20 * 2
     totals = figures.race(runs, x="total_parameters").plot.data[2]
@@ -691,3 +693,119 @@ def test_ranks_that_move_may_gather_on_one_module() -> None:
     assert make_method("gora", rank=4).rank_bound(2) == 16
     assert make_method("gora", rank=4, r_max=6).rank_bound(2) == 6
     assert make_method("pissa", rank=4).rank_bound(2) == 8
+
+
+# Figures at home, in the dark, and as images.
+
+
+def test_no_figure_offers_to_send_itself_to_a_cloud() -> None:
+    from plotly.io import renderers
+
+    from xgblora_lab.figures._figure import keep_at_home
+
+    foreign = go.Figure({"data": [{"type": "scatter", "y": [1, 2]}]})
+    mime = "application/vnd.plotly.v1+json"
+    keep_at_home()
+    for plot in (foreign, figures.loss(history()).plot):
+        shown = renderers["plotly_mimetype"].to_mimebundle(plot.to_dict())[mime]
+        assert shown["config"]["showSendToCloud"] is False
+
+
+def test_the_dark_sheet_gives_every_ink_a_twin_and_no_method() -> None:
+    sheet = figures.dark("#page")
+    assert sheet.startswith("@media screen")
+    assert '#page .js-plotly-plot [style*="fill: rgb(34, 34, 34)"]' in sheet
+    for look in map(figures.style, figures.METHODS):
+        rgb = ", ".join(str(int(look.colour[i : i + 2], 16)) for i in (1, 3, 5))
+        assert (f"rgb({rgb})" in sheet) == (look.colour == "#000000")  # black alone vanishes in the dark
+
+
+def test_a_figure_is_saved_as_a_page_and_says_what_an_image_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = figures.loss(history())
+    figure.save(tmp_path / "loss.html")
+    page = (tmp_path / "loss.html").read_text(encoding="utf-8")
+    assert '"showSendToCloud": false' in page
+    monkeypatch.setattr(go.Figure, "to_image", lambda self, **options: options["format"].encode())
+    figure.save(tmp_path / "loss.svg")
+    assert (tmp_path / "loss.svg").read_bytes() == b"svg"
+
+    def missing(self: go.Figure, **options: object) -> bytes:
+        raise ValueError("Kaleido requires Google Chrome to be installed.")
+
+    monkeypatch.setattr(go.Figure, "to_image", missing)
+    with pytest.raises(
+        RuntimeError, match=r"needs kaleido .+ save a page \(loss\.html\), or press the camera"
+    ):
+        figure.save(tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+    with pytest.raises(ValueError, match=r"loss\.gif ends in neither"):
+        figure.save(tmp_path / "loss.gif")
+
+
+def test_the_toolbar_has_room_of_its_own_beside_titles_and_colour_bars() -> None:
+    for draw in RUN.values():
+        plot = draw(history(measures=True)).plot
+        assert plot.layout.modebar.orientation == "v"
+        assert plot.layout.margin.r >= 44
+    assert figures.boosting_map(cells()).plot.layout.margin.r >= 44 + 80
+
+
+def test_a_logarithmic_axis_says_so() -> None:
+    for draw in (*RUN.values(), lambda runs: figures.boosting_map(cells())):
+        plot = draw(history(measures=True)).plot
+        for name in plot.layout:
+            if name.startswith(("xaxis", "yaxis")) and plot.layout[name].type == "log":
+                assert "log scale" in plot.layout[name].title.text
+
+
+def test_a_bright_cell_is_a_large_value_in_every_heat_map() -> None:
+    heats = [
+        t
+        for draw in (figures.spectrum, figures.gains)
+        for t in draw(history()).plot.data
+        if t.type == "heatmap"
+    ]
+    assert len(heats) == 2
+    for heat in heats:
+        first, last = heat.colorscale[0][1], heat.colorscale[-1][1]
+        light = [sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (first, last)]
+        assert light[0] < light[1]
+        assert not heat.reversescale
+
+
+def test_a_run_beside_stands_where_it_had_done_as_many_steps() -> None:
+    run, other = history(rounds=6), history("lora", rounds=3, rank=8)
+    other.rounds = [replace(r, step=2 * r.step) for r in other]
+    figure = figures.spectrum(run, MODULES[0], beside=other)
+    loss, spectrum = traces(figure, "beside: lora")
+    assert list(loss.x) == pytest.approx([-1, 1, 3, 5])
+    assert loss.y[-1] == other[-1].probe_after
+    values = other[0].measurements["spectrum"][MODULES[0]]
+    figure.scrub(1)
+    assert [v for v in spectrum.y if v == v] == pytest.approx(values)
+    figure.scrub(0)  # the run beside had not yet ended a round
+    assert not [v for v in spectrum.y if v == v]
+    assert traces(figures.spectrum(run, MODULES[0]), "beside: lora") == []
+
+
+def test_the_panels_share_one_axis_of_rounds_on_which_a_round_is_marked() -> None:
+    plot = figures.spectrum(history()).plot
+    assert plot.layout.hoversubplots == "axis"
+    assert plot.layout.xaxis2.spikemode == "across"
+    assert {t.yaxis for t in plot.data if t.xaxis == "x2"} == {"y2", "y3"}
+
+
+def test_one_matrix_shows_the_least_loss_of_the_rank_reached() -> None:
+    from xgblora_lab import matrix
+
+    model, task = matrix(d=4, k=4)
+    with Bench(model, task, XGBLoRA(steps_per_round=2), steps=4, batch_size=1, hooks=[Spectrum()]) as bench:
+        run = bench.run(progress=False)
+    (least,) = traces(figures.spectrum(run), "least loss of that rank")
+    assert list(least.y) == pytest.approx([task.floor(rank) for rank in range(3)])
+    empty = figures.spectrum(History("xgblora", run.settings), planned=5)
+    assert traces(empty, "target")
+    assert empty.plot.layout.xaxis2.range[1] > 4
+    assert "no round yet" in empty.text

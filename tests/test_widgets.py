@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import IPython.display
 import nbformat
 import pytest
 import torch
@@ -19,7 +20,7 @@ from ipywidgets.widgets.widget import _instances as instances
 from synthetic import history, race
 from toy import ToyTask
 
-from xgblora_lab import Bench, Full, Hook, LoRA, Spectrum, XGBLoRA, figures, matrix
+from xgblora_lab import Bench, Full, Hook, LoRA, Spectrum, XGBLoRA, figures, first_look, matrix
 from xgblora_lab.bench.records import History
 from xgblora_lab.course.execute import hidden_errors
 from xgblora_lab.widgets import Canvas, RaceView, SpectrumExplorer, Stepper, canvas
@@ -73,7 +74,10 @@ def plain_figure(piece: Any) -> dict[str, Any]:
 
 def test_a_round_changes_the_words_and_the_figure(stepper: Stepper) -> None:
     assert "no round yet, 10 rounds planned" in stepper.text
-    assert stepper.canvas.children == ()
+    assert shown(stepper) == []  # the target alone
+    drawn = canvas._live if stepper.canvas.live else stepper.canvas.figure.plot
+    (target,) = (t for t in drawn.data if t.name == "target")
+    assert list(target.y) == pytest.approx([1 / i for i in range(1, 9)])
     stepper.next_button.click()
     first, said = shown(stepper), stepper.text
     assert len(first) == 1
@@ -129,6 +133,184 @@ def test_rewind_drop_and_reset_do_what_the_bench_says(stepper: Stepper) -> None:
     assert "no round yet" in stepper.text
     assert "Out of the model" not in stepper.text
     assert stepper.error == ""
+
+
+def test_the_next_round_is_trained_with_what_stands_beside_the_plot_and_rewound_with_it() -> None:
+    stepper = Stepper(small(), live=False)
+    knobs, method = stepper.knobs.controls, stepper.bench.method
+    assert set(knobs) == {"lr", "steps_per_round", "rank"}  # one module: there is nothing to select from
+    stepper.next_button.click()
+    knobs["rank"].value, knobs["steps_per_round"].value, knobs["lr"].value = 2, 15, 0.05
+    assert "1 of 4 planned" in stepper.text  # 5 of 50 steps are done, and three rounds of 15 are left
+    stepper.next_button.click()
+    first, second = stepper.bench.history
+    assert first.measurements["options"] == {
+        "lr": 0.1, "steps_per_round": 5, "rank": 1, "selection": "all",
+    }  # fmt: skip
+    assert second.measurements["options"]["rank"] == 2
+    assert len(second.losses) == 15
+    assert max(second.learning_rates) == pytest.approx(0.05 * 45 / 50)
+    assert stepper.bench.ensemble[1]["matrix"][1].shape[0] == 2
+    assert "learning rate 0.05, κ, steps 15, rank 2" in stepper.text
+    assert "error" not in figures.ranks(stepper.bench.history).text  # the bound follows the rank
+    stepper.slider.value = 0
+    stepper.rewind_button.click()
+    assert (method.lr, method.steps_per_round, method.rank) == (0.1, 5, 1)
+    assert [control.value for control in knobs.values()] == [0.1, 5, 1]
+    again = stepper.bench.history[0], stepper.bench.step()
+    assert again[1].measurements["options"] == again[0].measurements["options"]
+    assert again[0].losses == first.losses
+
+
+def test_a_setting_that_the_method_refuses_is_said_and_taken_back() -> None:
+    stepper = Stepper(small(), live=False)
+    stepper.knobs.controls["lr"].value = -1
+    assert stepper.error == "ValueError: lr must be a number above 0; got -1.0."
+    assert stepper.knobs.controls["lr"].value == stepper.bench.method.lr == 0.1
+    stepper.knobs.controls["lr"].value = 0.2
+    assert stepper.error == ""
+    assert stepper.bench.method.lr == 0.2
+    assert set(Stepper(small(LoRA(steps_per_round=5)), live=False).knobs.controls) == {
+        "lr",
+        "steps_per_round",
+    }
+
+
+def test_a_round_with_its_settings_is_the_same_as_a_run_that_began_with_them() -> None:
+    changed, begun = Stepper(small(), live=False), small(XGBLoRA(steps_per_round=10, lr=0.02, rank=2))
+    for name, value in (("lr", 0.02), ("steps_per_round", 10), ("rank", 2)):
+        changed.knobs.controls[name].value = value
+    changed.next_round()
+    assert changed.bench.history[0].losses == begun.step().losses
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_drop_rewind_and_reset_can_be_undone(live: bool) -> None:
+    stepper = Stepper(small(), live=live)
+    stepper.run(4)
+    assert stepper.undo_button.disabled
+    whole = stepper.bench.update("matrix"), list(stepper.bench.history), stepper.text
+    actions = (stepper.drop_button, stepper.rewind_button, stepper.reset_button)
+    for action, name in zip(actions, ("drop", "rewind", "reset"), strict=True):
+        stepper.slider.value = 1
+        action.click()
+        assert not torch.equal(stepper.bench.update("matrix"), whole[0])
+        assert stepper.undo_button.description == f"Undo {name}"
+        stepper.undo_button.click()
+        assert stepper.error == ""
+        assert torch.equal(stepper.bench.update("matrix"), whole[0])
+        assert list(stepper.bench.history) == whole[1]
+        assert stepper.text == f"Undone: {name}.\n{whole[2]}"
+        assert stepper.undo_button.disabled
+    stepper.bench.rewind(2)  # every earlier round is there again too
+    assert torch.equal(stepper.bench.update("matrix"), stepper.bench.ensemble.update("matrix", 2))
+    stepper.refresh()
+    stepper.reset_button.click()
+    stepper.next_button.click()
+    stepper.reset_button.click()
+    for rounds in (1, 2):  # one after the other
+        stepper.undo_button.click()
+        assert len(stepper.bench.history) == rounds
+
+
+def test_after_drop_and_rewind_the_words_speak_of_the_present_round() -> None:
+    stepper = Stepper(small(), live=False)
+    stepper.run(3)
+    stepper.slider.value = 0
+    stepper.drop_button.click()
+    stepper.slider.value = 1
+    stepper.rewind_button.click()
+    assert "The model as it is now" in stepper.text  # round 1 was measured before the drop
+    stepper.next_button.click()
+    assert stepper.text.startswith("Round 2 (3 of 10 planned)")
+    assert "The last round is drawn as the model is now" not in stepper.text
+    assert "Out of the model: the boosters of round 0." in stepper.text
+
+
+def test_rounds_past_the_plan_are_said_and_never_offered() -> None:
+    stepper = Stepper(small(), live=False)
+    assert stepper.count.value == 10
+    stepper.run(7)
+    assert stepper.count.value == 3
+    assert "rounds past it" not in stepper.text
+    stepper.run_button.click()
+    assert len(stepper.bench.history) == 10
+    assert stepper.count.value == 0
+    assert "The plan of 50 steps is done; rounds past it keep its last learning rate." in stepper.text
+    stepper.run_button.click()
+    assert len(stepper.bench.history) == 10
+    assert "Write into “rounds to run” how many more" in stepper.text
+    stepper.count.value = 2  # asked for
+    stepper.run_button.click()
+    assert len(stepper.bench.history) == 12
+    assert stepper.text.startswith("Round 11 (past the plan)")
+    assert stepper.count.value == 0
+
+
+def test_before_a_round_is_trained_the_page_hears_of_it() -> None:
+    seen = []
+
+    class Watch(Hook):
+        def on_round_start(self, bench: Any, index: int) -> None:
+            seen.append((stepper.busy.value, stepper.next_button.disabled, stepper.next_button.tooltip))
+
+    stepper = Stepper(small(hooks=[Watch()]), live=False)
+    stepper.next_button.click()
+    ((words, disabled, why),) = seen
+    assert "Training round 0 …" in words
+    assert disabled
+    assert why == "A round is being trained"
+    assert stepper.busy.value == ""
+    assert not stepper.next_button.disabled
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_run_beside_is_trained_along_and_a_kept_one_stays(live: bool) -> None:
+    other = small(LoRA(rank=2, steps_per_round=5, lr=0.05))
+    stepper = Stepper(small(), live=live, beside=other)
+    stepper.run(2)
+    assert other.trained_steps == 10
+    reached = other.history[1].probe_after
+    name = other.history.label
+    assert f"Beside it {name} after 10 steps: {reached:.3g}." in stepper.text
+    drawn = canvas._live if live else stepper.canvas.figure.plot
+    loss, spectrum = (t for t in drawn.data if t.name == f"beside: {name}")
+    assert list(loss.x) == [-1, 0, 1]
+    assert loss.y[2] == reached
+    assert len([v for v in spectrum.y if v == v]) == 2
+    stepper.rewind_button.click()
+    stepper.slider.value = 0
+    stepper.rewind_button.click()
+    stepper.next_button.click()
+    assert other.trained_steps == 10  # it had done as many
+    stepper.keep_button.click()
+    kept = [record.probe_after for record in stepper.bench.history]
+    stepper.reset_button.click()
+    stepper.knobs.controls["steps_per_round"].value = 10
+    stepper.next_button.click()
+    drawn = canvas._live if live else stepper.canvas.figure.plot
+    loss = next(t for t in drawn.data if t.name == "beside: kept after 2 rounds")
+    assert list(loss.y)[1:] == kept
+    assert list(loss.x) == [-1, -0.5, 0]  # half as many steps, half as far
+    assert stepper.error == ""
+
+
+def test_the_first_look_is_ready_to_press() -> None:
+    stepper = first_look(rounds=3)
+    stepper.next_button.click()
+    assert stepper.error == ""
+    assert "Round 0 (1 of 3 planned)" in stepper.text
+    assert "Beside it LoRA of rank 4 after 60 steps" in stepper.text
+    assert len(shown(stepper)) == 1
+
+
+def test_a_piece_without_a_kernel_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", lambda bundle, raw: shown.append(bundle))
+    Stepper(small(), live=False)._ipython_display_()
+    asleep, piece = shown
+    assert "run this cell again" in asleep["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in piece
 
 
 def test_an_error_is_shown_in_words_and_the_next_click_works() -> None:
@@ -267,7 +449,7 @@ def test_a_bench_with_rounds_and_an_unknown_module() -> None:
     bench = small(hooks=[Spectrum()])
     bench.run(3, progress=False)
     assert "Round 2 " in Stepper(bench, "matrix", live=False).text
-    assert len(bench.hooks) == 1
+    assert sum(isinstance(hook, Spectrum) for hook in bench.hooks) == 1
     with pytest.raises(ValueError, match="no module 'other'; it has matrix"):
         Stepper(bench, "other")
 
@@ -285,6 +467,22 @@ def test_there_is_one_live_figure_and_the_newest_piece_has_it() -> None:
     assert len(shown(second)) == 3
     kinds = [type(widget).__name__ for widget in list(instances.values())]
     assert kinds.count("FigureWidget") == 1
+
+
+def test_a_live_figure_that_does_not_come_to_life_is_drawn_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canvas, "_alive", True)
+    stepper = Stepper(small(), live=True)
+    stepper.run(2)
+    (care,) = (w for w in stepper.children if type(w).__name__ == "Care")
+    care.stuck = True  # as `panel.js` says it
+    assert not stepper.canvas.live
+    assert plain_figure(stepper)["data"]
+    assert plain_figure(stepper)["config"]["showSendToCloud"] is False
+    stepper.next_button.click()
+    assert len(shown(stepper)) == 3
+    assert not Stepper(small()).canvas.live  # a new one does not try again
+    monkeypatch.setattr(canvas, "_alive", True)
+    assert Stepper(small()).canvas.live
 
 
 def test_what_a_live_figure_sends_is_json() -> None:

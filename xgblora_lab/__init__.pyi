@@ -31,5 +31,6 @@ from .tasks import load_task as load_task
 from .tasks import load_tokenizer as load_tokenizer
 from .tasks import matrix as matrix
 from .tasks import planted as planted
+from .widgets import first_look as first_look
 
 __version__: str

@@ -66,7 +66,7 @@ def options(
 def open_(
     notebook: Annotated[
         str, typer.Argument(help="A notebook by number, name or path, or a folder: 2, one_matrix, my.ipynb.")
-    ] = "01",
+    ] = "00",
     headless: Annotated[
         bool,
         typer.Option(
@@ -82,9 +82,8 @@ def open_(
 ) -> None:
     """Start JupyterLab on the notebooks, with the first one open.
 
-    From a clone, JupyterLab works in the repository's folder `notebooks`. From an installed package, the
-    notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is. Stop
-    it with Ctrl-C.
+    The notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is.
+    Stop it with Ctrl-C.
     """
     from xgblora_lab.course import serve, sources
 

@@ -13,12 +13,30 @@
 # %% [markdown]
 # # Start here
 #
-# *Where am I, does everything work here, and what will I learn?*
+# *What does one round of boosting do, does everything work here, and what will I learn?*
+#
+# Click into the next cell and press Shift and Enter together. Then press **Next round**, a few times.
+#
+# **Time.** About 10 minutes, one of them for computing. **You need.** A little Python.
+
+# %%
+from xgblora_lab import first_look
+
+first_look()
+
+# %% [markdown]
+# What you see: a matrix of 16 × 16 numbers is to be found. In each **round** a very thin matrix of rank 1, a
+# **booster**, is trained and added. The residual loss falls, and the spectrum of the sum grows by one
+# singular value, until it lies on the dotted target. The dashed lines are LoRA of rank 4 after as many steps:
+# quick at first, and at its end when its four directions are found.
+#
+# Try: change the learning rate or the rank of the next round; go back with the slider and *Rewind to here*;
+# drop a booster and look at what is missing; *Undo* it. *Keep to compare* and *Reset*, and try another way.
 #
 # This course is about fine-tuning a neural network in small steps that can be looked at. **LoRA** adds to a
 # weight matrix a product of two thin matrices, BA, and trains that product alone. **XGBLoRA** does it in
-# **rounds**, as gradient boosting does with trees: train a very thin product, a **booster**, add it to the
-# weights, begin the next. The course shows what one round does, when boosting wins, and when LoRA does.
+# rounds, as gradient boosting does with trees. The course shows what one round does, when boosting wins, and
+# when LoRA does.
 #
 # **You will be able to**
 #
@@ -26,10 +44,6 @@
 # 2. tell whether the lab works here, from the first training step to the last figure;
 # 3. find the notebook that answers your question;
 # 4. use parameters, exercises and checks, start over, and find help.
-#
-# **Time.** About 10 minutes, one of them for computing.
-#
-# **You need.** A little Python. To run a cell, click into it and press Shift and Enter together.
 #
 # Run the cells from top to bottom. A cell that works has a number in front of it; the next one can
 # begin then.

@@ -73,7 +73,7 @@ print(
 
 # %%
 GREY = "#666666"
-looks = [("#0072B2", "solid"), ("#D55E00", "dash"), ("#009E73", "dot"), ("#CC79A7", "dashdot")]
+looks = [("#D55E00", "solid"), ("#0072B2", "dash"), ("#009E73", "dot"), ("#CC79A7", "dashdot")]
 
 
 def chart(title: str, x: str, y: str, log: str = "y") -> go.Figure:
@@ -98,8 +98,8 @@ def floor_line(figure: go.Figure, rank: int) -> None:
     """A grey horizontal line: the least loss at this rank."""
     figure.add_hline(y=relative_floor[rank], line={"color": GREY, "width": 1})
     figure.add_annotation(
-        x=1, xref="paper", y=np.log10(relative_floor[rank]), text=f"best of rank {rank}", font_color=GREY,
-        showarrow=False, xanchor="right", yanchor="top",
+        x=0, xref="paper", y=np.log10(relative_floor[rank]), text=f"best of rank {rank}", font_color=GREY,
+        showarrow=False, xanchor="left", yanchor="bottom",  # on the left, where no curve is so low yet
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ figures.spectrum(boosted, name)
 
 # %% [markdown]
 # Move the slider. The black ticks are the planted values. A coloured point is added in each round that
-# draws the module, and the map on the right shows the same for all rounds at once: one row for each index.
+# draws the module, and the map on the left shows the same for all rounds at once: one row for each index.
 
 # %%
 now, goal = bench.spectrum(name), planted[name]
@@ -469,6 +469,16 @@ say(
 # %%
 figures.spectrum(boosted, name, target=histories["full"], top=16)
 
+# %% [markdown]
+# The next cell is an explorer: any module, after any round, against any of the runs. Which module agrees
+# with full fine-tuning from the first round on? (Without a kernel, the figure above shows one of them.)
+
+# %%
+from xgblora_lab.widgets import SpectrumExplorer
+
+others = {label: run for label, run in histories.items() if label != boosted.label}
+SpectrumExplorer(boosted, others, live=False if profile == "ci" else "auto")
+
 # %%
 spread = {
     label: {
@@ -538,7 +548,7 @@ agreement = pd.DataFrame(
 figure = chart("Alignment of the leading k directions, median of the modules", "k", "")
 figure.add_heatmap(
     x=agreement.columns, y=agreement.index, z=agreement, zmin=0, zmax=1, colorscale="Cividis",
-    reversescale=True, xgap=3, ygap=3, text=agreement.round(2), texttemplate="%{text}", textfont_size=16,
+    xgap=3, ygap=3, text=agreement.round(2), texttemplate="%{text}", textfont_size=16,
     colorbar={"title": "alignment"},
 )  # fmt: skip
 figure.update_xaxes(dtick=1, showgrid=False)

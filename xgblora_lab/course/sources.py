@@ -102,12 +102,11 @@ def find(name: str | Path) -> Path:
 
 
 def working_copy(target: Path = Path("xgblora-notebooks")) -> Path:
-    """Return a folder to work in: the clone's own, else `target` with the notebooks it lacks copied into it.
+    """Return a folder to work in: `target`, with the students' notebooks that it lacks copied into it.
 
-    A file that is there already is the reader's own work and is left alone.
+    A file that is there already is the reader's own work and is left alone. A clone's own notebooks are never
+    worked in, so that lessons leave no change in the tree.
     """
-    if in_clone():
-        return folder()
     target.mkdir(parents=True, exist_ok=True)
     for notebook in shipped():
         if not (target / notebook.name).exists():

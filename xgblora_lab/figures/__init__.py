@@ -15,9 +15,10 @@
 All are pure functions: they read records, train nothing and change nothing.
 """
 
-from xgblora_lab.figures._figure import Figure
+from xgblora_lab.figures._figure import CONFIG, Figure
 from xgblora_lab.figures._lanes import AXES
 from xgblora_lab.figures._style import METHODS, Style, style
+from xgblora_lab.figures._theme import DARK, dark
 from xgblora_lab.figures.alignment import alignment
 from xgblora_lab.figures.boosting_map import boosting_map
 from xgblora_lab.figures.costs import costs
@@ -32,12 +33,15 @@ from xgblora_lab.figures.sweep import sweep
 
 __all__ = [
     "AXES",
+    "CONFIG",
+    "DARK",
     "METHODS",
     "Figure",
     "Style",
     "alignment",
     "boosting_map",
     "costs",
+    "dark",
     "gains",
     "intruders",
     "loss",

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-import html
 import re
+import sys
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from xgblora_lab.figures._style import layout, say
+from xgblora_lab.figures._theme import DARK
+from xgblora_lab.files import replaced, write_text
+
+# The camera in the toolbar saves a PNG of twice the size; nothing leaves for a cloud.
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "toImageButtonOptions": {"scale": 2}}
+
+
+def keep_at_home() -> None:
+    """Take the button that sends a figure to a cloud off every plotly figure that this process displays."""
+    from plotly.io import renderers
+
+    for name in renderers:
+        config = getattr(renderers[name], "config", None)
+        if isinstance(config, dict):
+            config.update(CONFIG)
+
+
+if "ipykernel" in sys.modules:  # a notebook, in which figures are displayed that are not ours
+    keep_at_home()
 
 
 @dataclass(frozen=True)
@@ -74,11 +95,49 @@ class Figure:
         """Show the plot, as plotly's `Figure.show` does."""
         self.plot.show(*args, **kwargs)
 
+    def save(self, path: str | Path) -> None:
+        """Write the plot as an image.
+
+        Parameters
+        ----------
+        path : str or Path
+            Its ending says the kind: `.png`, `.svg` or `.pdf`, which need the package kaleido and Chrome; or
+            `.html`, a page that needs neither.
+
+        Raises
+        ------
+        ValueError
+            For another ending.
+        RuntimeError
+            Where kaleido or Chrome is missing; the sentence says what to do.
+        """
+        path = Path(path)
+        kind = path.suffix[1:].lower()
+        if kind == "html":
+            write_text(path, self.plot.to_html(include_plotlyjs=True, config=CONFIG))
+            return
+        if kind not in ("png", "svg", "pdf"):
+            raise ValueError(f"{path.name} ends in neither .png, .svg, .pdf nor .html: choose one of them.")
+        try:
+            image = self.plot.to_image(format=kind, width=1280, scale=2)
+        except Exception as error:  # kaleido and its browser driver raise types of their own, by version
+            raise RuntimeError(
+                f"{path.name} was not written: this needs kaleido (pip install kaleido) and Chrome or "
+                f"Chromium. Without them, save a page ({path.stem}.html), or press the camera above the "
+                f"figure for a PNG. ({error})"
+            ) from error
+        with replaced(path) as partial:
+            partial.write_bytes(image)
+
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
         display(self.plot)
-        display({"text/plain": self.text, "text/markdown": f"*{_plain(self.text)}*"}, raw=True)
+        words = f"<style>{DARK}</style><p><em>{escape(self.text)}</em></p>"
+        display(
+            {"text/plain": self.text, "text/markdown": f"*{_plain(self.text)}*", "text/html": words},
+            raw=True,
+        )
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bundle = self.plot._repr_mimebundle_(*args, **kwargs)
@@ -87,7 +146,7 @@ class Figure:
 
 def _plain(text: str) -> str:
     """Escape what Markdown and HTML would read as markup: labels and names come from outside."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", escape(text, quote=False))
 
 
 def blank(title: str, message: str) -> Figure:

@@ -26,11 +26,12 @@ METHODS = (
     "pissa", "adalora", "relora", "cola", "lora-mgpo", "adapad",
 )  # fmt: skip
 
-INK, GREY, PALE = "#222222", "#777777", "#DDDDDD"
+INK, GREY, PALE = "#222222", "#6E6E6E", "#DDDDDD"
 HEAT = "Cividis"  # monotone in lightness, so a print in grey keeps the order
 DIVERGING = ((0.0, BLUE), (0.5, "#FFFFFF"), (1.0, VERMILLION))
 FONT = "Open Sans, DejaVu Sans, Arial, sans-serif"
 HEIGHT = 560  # pixels; the width follows the page
+TOOLBAR = 44  # pixels on the right for plotly's buttons, which would else lie on a title or a plot
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) 
         paper_bgcolor="white",
         plot_bgcolor="white",
         height=height,
-        margin={"l": 90, "r": 30, "t": 104 if note else 84, "b": 70},
+        margin={"l": 90, "r": TOOLBAR + (80 if _has_bar(figure) else 0), "t": 104 if note else 84, "b": 70},
+        modebar={"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "remove": ["select", "lasso", "autoscale"]},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top", "font_size": 16},
         hoverlabel={"font": {"size": 15}},
         hovermode="closest",
@@ -152,6 +154,16 @@ def layout(figure: go.Figure, title: str, note: str = "", height: int = HEIGHT) 
     figure.update_yaxes(**axis)
     figure.update_annotations(font={"size": 17})  # the subplots' titles
     return figure
+
+
+def _has_bar(figure: go.Figure) -> bool:
+    """Whether a colour bar stands on the right of the plots."""
+    for trace in figure.data:
+        coloured = trace if trace.type == "heatmap" else getattr(trace, "marker", None)
+        shown = trace.showscale is not False if trace.type == "heatmap" else coloured and coloured.showscale
+        if shown and (coloured.colorbar.x is None or coloured.colorbar.x >= 1):
+            return True
+    return False
 
 
 def say(figure: go.Figure, message: str, **place: Any) -> go.Figure:
@@ -178,6 +190,11 @@ def log_ticks(values: Any, unit: str = "") -> dict[str, Any]:
     ticks = [d * 10.0**n for n in powers for d in digits if n % stride == 0]
     text = [si(t) + unit if unit else f"{t:,.0f}" if t >= 1 else f"{t:.6g}" for t in ticks]
     return {"type": "log", "tickvals": ticks, "ticktext": text}
+
+
+def scaled(title: str, kind: str) -> str:
+    """An axis title that says so where the axis is logarithmic (`kind` "log")."""
+    return f"{title}, log scale" if kind == "log" else title
 
 
 def si(value: float) -> str:

@@ -109,9 +109,7 @@ def _axes(plot: go.Figure, table: pd.DataFrame) -> None:
     positive = every[np.isfinite(every) & (every > 0)]
     if ratio_axis(positive, 20) == "log":
         span = [math.log10(positive.min()) - 0.4, math.log10(positive.max()) + 0.7]
-        plot.update_xaxes(
-            title_text="bytes, logarithmic axis", range=span, row=1, col=1, **log_ticks(positive, "B")
-        )
+        plot.update_xaxes(title_text="bytes, log scale", range=span, row=1, col=1, **log_ticks(positive, "B"))
     else:
         room = [0, 1.25 * positive.max()] if positive.size else None
         ticks = {"nticks": 5, "exponentformat": "SI", "minexponent": 0, "ticksuffix": "B"}

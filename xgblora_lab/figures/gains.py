@@ -125,7 +125,6 @@ def _draw_heat(plot: go.Figure, drawn: pd.DataFrame, ticks: list[str], known: bo
         y=ticks,
         z=drawn.to_numpy(dtype=float).T,
         colorscale=HEAT,
-        reversescale=True,
         xgap=1,
         ygap=1,
         showscale=known,

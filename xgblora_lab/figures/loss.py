@@ -24,7 +24,7 @@ from xgblora_lab.figures._read import (
     unit,
     variants,
 )
-from xgblora_lab.figures._style import GREY, INK, layout, log_ticks, ratio_axis, say, style
+from xgblora_lab.figures._style import GREY, INK, layout, log_ticks, ratio_axis, say, scaled, style
 
 Floor = float | Sequence[float] | None
 
@@ -74,7 +74,7 @@ def loss(histories: History | Iterable[History], *, floor: Floor = None, log: bo
     every = [v for trace in plot.data for v in array(trace.y)]
     kind = ratio_axis(every) if log is None else "log" if log else "linear"
     ticks = log_ticks(every) if kind == "log" else {"type": kind}
-    plot.update_yaxes(title_text=f"loss ({unit(runs[0])})", **ticks)
+    plot.update_yaxes(title_text=scaled(f"loss ({unit(runs[0])})", kind), **ticks)
     _mark_divergence(plot, runs)
     text = _words(one, least[1][-1] if least else None) if one else _compared(runs)
     return Figure(plot, text, _table(runs))

@@ -210,7 +210,7 @@ def _axes(plot: go.Figure, points: pd.DataFrame, x: str, told: str) -> None:
     costs = points["cost"]
     log = x != "forgetting" and bool((costs > 0).all())
     ticks = log_ticks(costs, "B" if x in BYTES else "") if log else {}
-    plot.update_xaxes(title_text=COSTS[x] + (", logarithmic axis" if log else ""), **ticks)
+    plot.update_xaxes(title_text=COSTS[x] + (", log scale" if log else ""), **ticks)
     plot.update_yaxes(title_text=told)
     if x == "forgetting":
         plot.add_vline(x=0, line={"color": INK, "width": 1.5})

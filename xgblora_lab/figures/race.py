@@ -15,7 +15,7 @@ from xgblora_lab.bench.records import History
 from xgblora_lab.figures._figure import Figure, blank
 from xgblora_lab.figures._lanes import AXES, Lane, Measure, in_words, lanes, measure_of, rises, score_name
 from xgblora_lab.figures._read import brief, listed, number, plural, unit
-from xgblora_lab.figures._style import GREY, INK, banded, layout, log_ticks, ratio_axis, say
+from xgblora_lab.figures._style import GREY, INK, banded, layout, log_ticks, ratio_axis, say, scaled
 from xgblora_lab.racing.summary import edge, median, spread
 
 
@@ -172,10 +172,13 @@ def _axes(plot: go.Figure, field: Sequence[Lane], x: str, name: str, told: str |
     every = np.concatenate([lane.mid for lane in field])
     kind = ratio_axis(every) if name.startswith("loss") else "linear"
     ticks = log_ticks(every) if kind == "log" else {"type": kind}
-    plot.update_xaxes(title_text=AXES[x], type=_axis_type(field, x), row=1, col=1)
-    plot.update_yaxes(title_text=name, **ticks, row=1, col=1)
+    spent = _axis_type(field, x)
+    plot.update_xaxes(title_text=scaled(AXES[x], spent), type=spent, row=1, col=1)
+    plot.update_yaxes(title_text=scaled(name, kind), **ticks, row=1, col=1)
     if told is not None:
-        plot.update_xaxes(title_text="learning rate (ring: chosen)", type="log", dtick=1, row=1, col=2)
+        plot.update_xaxes(
+            title_text="learning rate, log scale (ring: chosen)", type="log", dtick=1, row=1, col=2
+        )
         plot.update_yaxes(title_text=told, **(ticks if told.startswith("last") else {}), row=1, col=2)
 
 
@@ -188,7 +191,8 @@ def _menu(plot: go.Figure, field: Sequence[Lane], x: str) -> None:
     buttons = []
     for axis in known:
         moved = {"x": [lane.spent[axis] for lane in field for _ in range(3)]}
-        titles = {"xaxis.title.text": AXES[axis], "xaxis.type": _axis_type(field, axis)}
+        kind = _axis_type(field, axis)
+        titles = {"xaxis.title.text": scaled(AXES[axis], kind), "xaxis.type": kind}
         args = [moved, titles | {"xaxis.autorange": True}, traces]
         buttons.append({"label": AXES[axis].partition(" (s")[0], "method": "update", "args": args})
     menu = {"buttons": buttons, "active": known.index(x) if x in known else 0, "direction": "down"}

@@ -116,13 +116,15 @@ def _draw_bound(
 def _bounds(history: History, modules: Iterable[str]) -> dict[int, dict[str, float]]:
     """Round → module → the bound on the rank of its update; nan where the record states none."""
     once, merges = number(history.settings.rank_bound), history.settings.merges
-    times = dict.fromkeys(modules, 0)
+    own = history.settings.options.get("rank", 1)
+    total = dict.fromkeys(modules, once * 0 if merges else once)
     bounds = {}
     for record in history:
+        options = record.measurements.get("options") or {}  # where they changed between rounds
         for name in record.modules:
-            if name in times:
-                times[name] += 1
-        bounds[record.index] = {name: once * (n if merges else 1) for name, n in times.items()}
+            if merges and name in total:
+                total[name] += once * options.get("rank", own) / own
+        bounds[record.index] = dict(total)
     return bounds
 
 

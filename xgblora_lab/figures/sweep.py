@@ -67,7 +67,7 @@ def sweep(source: Race | History | Iterable[History]) -> Figure:
     note = f"dark and large: {told} near the method's best"
     layout(plot, f"{title}: {plural(len(methods), 'method')}", note, max(480, 56 * len(methods) + 240))
     plot.update_layout(showlegend=True)
-    plot.update_xaxes(title_text="peak learning rate, logarithmic axis", **log_ticks(table["lr"]))
+    plot.update_xaxes(title_text="peak learning rate, log scale", **log_ticks(table["lr"]))
     shown = {"type": "category", "categoryorder": "array", "categoryarray": methods[::-1]}
     plot.update_yaxes(range=[-0.6, len(methods) - 0.4], **shown)
     marked = any(r["chosen"] for r in rows)

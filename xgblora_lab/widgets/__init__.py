@@ -1,5 +1,6 @@
 """The interactive pieces, for JupyterLab 4, Notebook 7, VS Code and Colab.
 
+    first_look()                the stepper over one matrix, ready to press
     Stepper(bench)              train round by round; look back, rewind, drop a booster
     SpectrumExplorer(history)   module × round × reference
     RaceView(race)              methods on and off, any budget, every learning rate of the sweep
@@ -14,8 +15,9 @@ if find_spec("ipywidgets") is None:
 
 from xgblora_lab.widgets.canvas import Canvas
 from xgblora_lab.widgets.explorer import SpectrumExplorer
+from xgblora_lab.widgets.first_look import first_look
 from xgblora_lab.widgets.panel import Panel
 from xgblora_lab.widgets.race_view import RaceView
 from xgblora_lab.widgets.stepper import Stepper
 
-__all__ = ["Canvas", "Panel", "RaceView", "SpectrumExplorer", "Stepper"]
+__all__ = ["Canvas", "Panel", "RaceView", "SpectrumExplorer", "Stepper", "first_look"]

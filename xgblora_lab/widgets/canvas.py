@@ -15,12 +15,13 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.io.json import to_json_plotly
 
-from xgblora_lab.figures import Figure
+from xgblora_lab.figures import CONFIG, Figure
 
 Live = bool | Literal["auto"]
 
 _live: Any = None  # the one FigureWidget: each carries 5 MB of plotly.js into a saved notebook
 _owner: weakref.ref[Canvas] | None = None  # the canvas that shows it
+_alive = True  # whether the page has shown it where it was tried
 
 
 class Canvas(ipywidgets.VBox):
@@ -32,6 +33,9 @@ class Canvas(ipywidgets.VBox):
         True draws into the notebook's one `FigureWidget`, which is updated in place. The newest canvas has
         it; one that had it before goes on with plain figures. False draws plain figures. "auto" is True where
         anywidget is installed and the notebook is not on Colab.
+    height : int, optional
+        Pixels of a figure that stands below words and controls: without its title, in smaller type.
+        Default: as the figure is made.
 
     Raises
     ------
@@ -41,10 +45,11 @@ class Canvas(ipywidgets.VBox):
 
     children: tuple[Any, ...]  # what is drawn: nothing, or one widget
 
-    def __init__(self, live: Live = "auto") -> None:
+    def __init__(self, live: Live = "auto", height: int | None = None) -> None:
         if live is True and find_spec("anywidget") is None:
             raise ValueError('A live figure needs anywidget (pip install anywidget); live="auto" needs none.')
-        self.live = can_be_live() if live == "auto" else live
+        self.live = _alive and can_be_live() if live == "auto" else live
+        self.height = height
         self.figure: Figure | None = None
         self._json: dict[str, Any] = {}  # of a plain figure, as it is drawn now
         super().__init__(layout={"width": "100%"})
@@ -57,9 +62,9 @@ class Canvas(ipywidgets.VBox):
         if not figure.plot.data:
             self.children = (ipywidgets.HTML(f"<p>{escape(figure.text)}</p>"),)
         elif self.live:
-            self.children = (_update_live(_kernelled(figure.plot)),)
+            self.children = (_update_live(_kernelled(figure.plot, self.height)),)
         else:
-            self._json = json.loads(_kernelled(figure.plot).to_json())
+            self._json = json.loads(_kernelled(figure.plot, self.height).to_json()) | {"config": CONFIG}
             self._redraw()
 
     def clear(self) -> None:
@@ -110,6 +115,13 @@ class Canvas(ipywidgets.VBox):
         drawn.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
         return drawn
 
+    def give_up(self) -> None:
+        """Go on with plain figures, here and in every new canvas: the page cannot show the live one."""
+        global _alive, _live, _owner
+        if self.live:
+            _alive, _live, _owner = False, None, None
+            self._lose()
+
     def _lose(self) -> None:
         self.live = False
         if self.figure is not None:
@@ -139,7 +151,7 @@ def _update_live(plot: go.Figure) -> Any:
     global _live
     if _live is None:
         _live = go.FigureWidget(plot.data, plot.layout)
-        _live._config = {"responsive": True, "displaylogo": False}  # as wide as the cell, also later
+        _live._config = {"responsive": True, **CONFIG}  # as wide as the cell, also later
         return _live
     if [t.type for t in _live.data] != [t.type for t in plot.data]:
         _live.data = ()
@@ -153,7 +165,7 @@ def _update_live(plot: go.Figure) -> Any:
     return _live
 
 
-def _kernelled(plot: go.Figure) -> go.Figure:
+def _kernelled(plot: go.Figure, height: int | None) -> go.Figure:
     """Without frames and the controls that play them: here the kernel answers the controls."""
     plain = go.Figure(plot.data, plot.layout)  # a copy, but not of the frames, most of 200 rounds' figure
     plain.layout.autosize = True
@@ -166,6 +178,12 @@ def _kernelled(plot: go.Figure) -> go.Figure:
     if plain.layout.sliders:
         plain.layout.sliders = plain.layout.updatemenus = ()
         plain.layout.update(height=plot.layout.height - 80, legend={"y": -0.19})
+    if height is not None:
+        plain.layout.title = None
+        legend = {"y": 1.04, "yanchor": "bottom", "font": {"size": 13}}
+        margin = {"l": 70, "r": 40, "t": 34, "b": 50}
+        plain.update_layout(height=height, font={"size": 13}, legend=legend, margin=margin)
+        plain.update_xaxes(title_font_size=14).update_yaxes(title_font_size=14)
     return plain
 
 
@@ -181,7 +199,7 @@ def _frame(plot: dict[str, Any]) -> Any:
     not defined", googlecolab/colabtools #5889), and scripts inside an `HTML` widget do not run. A frame's do,
     and Colab is never offline.
     """
-    page = to_html(plot, include_plotlyjs="cdn", validate=False, config={"displaylogo": False})
+    page = to_html(plot, include_plotlyjs="cdn", validate=False, config=CONFIG)
     style = f"width: 100%; height: {plot['layout']['height'] + 20}px; border: 0"
     frame = f'<iframe title="figure" srcdoc="{escape(page)}" style="{style}"></iframe>'
     return ipywidgets.HTML(frame, layout={"width": "100%"})

@@ -5,14 +5,28 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
-from traitlets import link
+from traitlets import Bool, link
+
+from xgblora_lab.figures import DARK
+from xgblora_lab.widgets.canvas import can_be_live
 
 WIDE = {"width": "100%"}
 LABEL = {"description_width": "initial"}
+FOCUS = ".xgblora-panel button:focus-visible {outline: 3px solid #0072B2; outline-offset: 1px}"
+# Stands in the notebook itself, so that a reader without a kernel finds it; a piece that is alive hides it.
+ASLEEP = """\
+<style>
+.jp-OutputArea:has(.xgblora-panel:not(.jupyter-widgets-disconnected)) > * .xgblora-asleep {display: none}
+</style>
+<p class="xgblora-asleep" style="padding: .4em .8em; border-left: 4px solid #0072B2">
+The buttons below belong to a kernel that runs. If they do nothing, or are not there, run this cell again
+(and the cells above it after a restart).</p>"""
 
 
 class Panel(ipywidgets.VBox):
@@ -37,7 +51,21 @@ class Panel(ipywidgets.VBox):
         self._details = ipywidgets.Accordion(
             [self._output], titles=("Where it happened (traceback)",), layout={"display": "none"}
         )
-        super().__init__([*controls, self._words, self._alert, self._details, *canvases], layout=WIDE)
+        look = ipywidgets.HTML(f"<style>{DARK}{FOCUS}</style>", layout={"display": "none"})
+        parts = [look, *controls, self._words, self._alert, self._details, *canvases]
+        care = _care()
+        for script in care:
+            script.observe(lambda change: [canvas.give_up() for canvas in canvases], "stuck")
+        super().__init__([*parts, *care], layout=WIDE)
+        self.add_class("xgblora-panel")
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(
+            {"text/html": ASLEEP, "text/plain": "Run this cell in a kernel to use what it shows."}, raw=True
+        )
+        display(self._repr_mimebundle_(), raw=True)
 
     def say(self, *lines: str) -> None:
         """Show lines of plain text; the first is the heading of what follows."""
@@ -97,6 +125,20 @@ class Panel(ipywidgets.VBox):
             control.on_click(guarded)
         else:
             control.observe(guarded, "value")
+
+
+def _care() -> list[Any]:
+    """The script `panel.js` as an invisible piece, where a notebook can run it."""
+    return [_care_class()(layout={"display": "none"})] if can_be_live() else []
+
+
+@cache
+def _care_class() -> Any:
+    import anywidget
+
+    stuck = Bool(False).tag(sync=True)  # whether the live figure did not come to life
+    members = {"_esm": Path(__file__).with_name("panel.js"), "stuck": stuck}
+    return type("Care", (anywidget.AnyWidget,), members)
 
 
 def in_words(error: BaseException) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib
+import math
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-
-import ipywidgets
 
 from xgblora_lab import figures
 from xgblora_lab.bench.hooks import Spectrum
 from xgblora_lab.bench.records import History, Round
-from xgblora_lab.figures._read import brief, natural, plural, short
-from xgblora_lab.widgets.canvas import Canvas, Live
-from xgblora_lab.widgets.panel import LABEL, Panel, button, round_slider, row
+from xgblora_lab.figures._read import brief, plural
+from xgblora_lab.widgets.canvas import Live
+from xgblora_lab.widgets.controls import ROUNDS, Controls
+from xgblora_lab.widgets.knobs import Options
+from xgblora_lab.widgets.telling import compared, summary, trained
+from xgblora_lab.widgets.undo import Undo
 
 if TYPE_CHECKING:
     from xgblora_lab.bench.bench import Bench
@@ -24,12 +28,15 @@ if TYPE_CHECKING:
 TURN = 0.02
 
 
-class Stepper(Panel):
+class Stepper(Controls):
     """A bench under the reader's hands.
 
     Moving the slider looks at an earlier round: nothing is trained and nothing is forgotten. *Rewind to here*
     takes the bench back to it. *Run* trains one round per turn of the kernel's event loop, so that *Pause*
     and the slider answer between rounds. Every button is a method too (`next_round`, `run`, …).
+
+    The learning rate, κ, rank and selection of the next round may be changed between rounds. Each round
+    records what it was trained with, and rewinding brings that back.
 
     Parameters
     ----------
@@ -39,6 +46,9 @@ class Stepper(Panel):
         Whose spectrum is drawn at first. Default: the one with the largest update.
     live : bool or "auto", default "auto"
         As for `Canvas`.
+    beside : Bench or History, optional
+        Another run to compare with. A bench, on a model of its own, is trained along until it has done as
+        many steps; it is not rewound.
 
     Raises
     ------
@@ -46,52 +56,32 @@ class Stepper(Panel):
         Where the bench adapts no such module.
     """
 
-    def __init__(self, bench: Bench, module: str | None = None, live: Live = "auto") -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        module: str | None = None,
+        live: Live = "auto",
+        beside: Bench | History | None = None,
+    ) -> None:
         if module is not None and module not in bench.modules:
             raise ValueError(f"The bench adapts no module {module!r}; it has {', '.join(bench.modules)}.")
-        self.bench = bench
-        if not any(isinstance(hook, Spectrum) for hook in bench.hooks):
-            bench.hooks.append(Spectrum())
+        self.bench, self.beside = bench, beside
+        for each in (bench, beside):
+            if each is not None and not isinstance(each, History):
+                watched = any(isinstance(hook, Spectrum) for hook in each.hooks)
+                each.hooks.extend([] if watched else [Spectrum()])
+        bench.hooks[:] = [hook for hook in bench.hooks if not isinstance(hook, Options)] + [Options()]
         self.task: asyncio.Task[None] | None = None  # of the present run, where there is an event loop
-        self._pausing = False
+        self._pausing = self.training = self._asked = False
         self._note = ""
         self._dropped: dict[int, int] = {}  # dropped round -> rounds that had been recorded by then
         self._frames: dict[int, int] = {}  # round -> frame of the figure
-
-        self.canvas = Canvas(live)
-        self.next_button = button("Next round", "Train one round", "primary")
-        self.run_button = button("Run", "Train several rounds; Pause stops after the present one")
-        self.pause_button = button("Pause", "Stop after the present round")
-        self.reset_button = button("Reset", "Go back to the base model and forget all rounds")
-        self.count = ipywidgets.BoundedIntText(
-            10, min=1, max=100_000, description="rounds to run", style=LABEL, layout={"width": "12em"}
-        )
-        self.slider, field = round_slider(self.canvas.live)
-        self.rewind_button = button("Rewind to here", "Forget the rounds after this one")
-        self.drop_button = button("Drop its boosters", "Take this round's boosters out of the model")
-        names = sorted(bench.modules, key=natural)
-        self.module = ipywidgets.Dropdown(
-            options=[("the one with the largest update", ""), *((n, n) for n in names)], value=module or "",
-            description="Spectrum of module", style=LABEL, layout={"width": "auto"},
-        )  # fmt: skip
-        self._on(self.next_button, self.next_round)
-        self._on(self.run_button, self.run)
-        self._on(self.pause_button, self.pause)
-        self._on(self.reset_button, self.reset)
-        self._on(self.rewind_button, self.rewind)
-        self._on(self.drop_button, self.drop)
-        self._on(self.slider, self._look)
-        self._on(self.module, self.refresh)
-        super().__init__(
-            [
-                row(self.next_button, self.run_button, self.count, self.pause_button, self.reset_button),
-                row(field, self.slider, self.rewind_button, self.drop_button),
-                self.module,
-            ],
-            [self.canvas],
-        )
+        self._seen: float = 0  # rounds at the last look
+        self._undo = Undo(bench)
+        super().__init__(bench, module, live)
         with self.guard():
             self.refresh()
+        _warm_up()
 
     # What the buttons do
 
@@ -132,24 +122,47 @@ class Stepper(Panel):
 
     def rewind(self) -> None:
         """Take the bench back to the end of the round under the slider, and forget the later ones."""
-        self._check_idle()
-        self._note = ""
-        self.bench.rewind(self.slider.value + 1 if len(self.bench.history) else 0)
-        self.refresh()
+        self._go_back("rewind", self.slider.value + 1 if len(self.bench.history) else 0)
+
+    def reset(self) -> None:
+        """Take the bench back to its base."""
+        self._go_back("reset", 0)
 
     def drop(self) -> None:
         """Take the boosters of the round under the slider out of the model; look at what is left now."""
         self._check_idle()
         self._note = ""
+        if self.bench.method.additive:
+            self._undo.keep("drop")
         self.bench.drop(self.slider.value)
         self.refresh(newest=True)
 
-    def reset(self) -> None:
-        """Take the bench back to its base."""
+    def undo(self) -> None:
+        """Make the run what it was before the last drop, rewind or reset."""
+        self._check_idle()
+        self._note = f"Undone: {self._undo.take_back()}."
+        self._seen, self._dropped = math.inf, {}
+        self.refresh(newest=True)
+
+    def keep(self) -> None:
+        """Draw this run as it is now beside the rounds that follow, e.g. after a reset."""
+        kept = self.bench.history
+        settings = dataclasses.replace(kept.settings, label=f"kept after {plural(len(kept), 'round')}")
+        self.beside = History(kept.method, settings, list(kept.rounds))
+        self.refresh()
+
+    def _go_back(self, what: str, rounds: int) -> None:
         self._check_idle()
         self._note = ""
-        self.bench.rewind(0)
+        if rounds < len(self.bench.history):
+            self._undo.keep(what)
+        self.bench.rewind(rounds)
         self.refresh()
+
+    @property
+    def undoing(self) -> str:
+        """What could be undone, e.g. "reset"; empty where there is nothing."""
+        return self._undo.what
 
     @property
     def running(self) -> bool:
@@ -167,22 +180,41 @@ class Stepper(Panel):
         done = len(self.bench.history)
         if self.bench.method.additive:
             gone = [t for t in range(len(self.bench.ensemble)) if not self.bench.ensemble[t]]
-            self._dropped = {t: self._dropped.get(t, done) for t in gone}
+            self._dropped = {t: min(self._dropped.get(t, done), done) for t in gone}
         with self.quietly():
+            if done < self._seen:  # rewound, also from a cell
+                self.knobs.take(self.bench.history[-1] if done else None)
+            if not self._asked:
+                self.count.value = min(ROUNDS, self._left())
             follow = newest or self.slider.value >= self.slider.max
             self.slider.max = max(0, done - 1)
             self.slider.value = self.slider.max if follow else min(self.slider.value, self.slider.max)
+        self._seen = done
         self._enable()
-        if not done:
-            self._frames = {}
-            self.canvas.clear()
-            planned = plural(self.bench.planned_rounds, "round")
-            self.say(f"The base model: no round yet, {planned} planned.", "Press “Next round”.")
-            return
-        drawn = figures.spectrum(self._as_it_stands(), self.module.value or None)
+        module, planned = self.module.value or None, self._planned()
+        drawn = figures.spectrum(
+            self._as_it_stands(), module, rounds=(), beside=self._other(), planned=planned
+        )
         self._frames = {int(frame.name): i for i, frame in enumerate(drawn.plot.frames)}
         self.canvas.draw(drawn)
         self._look()
+
+    def _left(self) -> int:
+        """Rounds until the planned steps are done, at the κ of the next one."""
+        left = self.bench.steps - self.bench.trained_steps
+        return max(0, math.ceil(left / self.bench.method.steps_per_round))
+
+    def _planned(self) -> int:
+        return len(self.bench.history) + self._left()
+
+    def _ask(self) -> None:
+        self._asked = True  # for so many rounds, be they more than are left
+
+    def _change(self) -> None:
+        """Give the next round what the controls say."""
+        with self.quietly():
+            self.knobs.apply()
+        self.refresh()
 
     # Running
 
@@ -201,22 +233,46 @@ class Stepper(Panel):
     def _steps(self, n: int) -> Iterator[None]:
         """Train and show round by round until n are done, the reader pauses, or a hook ends the run."""
         self._note, self._pausing = "", False
+        if n == 0:
+            self._note = "The plan is done. Write into “rounds to run” how many more you want."
         rounds, done = self.bench.rounds(n), 0
         try:
-            for _ in rounds:
+            while done < n and self._train(rounds):
                 done += 1
                 self.refresh(newest=n == 1)
                 yield
                 if self._pausing and done < n:
                     self._note = f"Paused after {done} of {plural(n, 'round')}."
-                    break
-            else:
-                if done < n:
-                    self._note = f"A hook ended the run after {done} of {plural(n, 'round')}."
+                    return
+            if done < n:
+                self._note = f"A hook ended the run after {done} of {plural(n, 'round')}."
         finally:
             rounds.close()  # type: ignore[attr-defined]
+            self._asked = False
             if len(self.bench.history) != self.slider.max + 1 or self._note:
                 self.refresh()  # a round that failed late is on record all the same
+
+    def _train(self, rounds: Iterator[Round]) -> bool:
+        """Train one round, and the run beside until it has done as many steps; False where a hook ended it.
+
+        The page hears of it before the kernel is busy.
+        """
+        text = f"Training round {len(self.bench.history)} …"
+        self.busy.value = f'<span role="status" style="margin-left: .5em">{text}</span>'
+        self.training = True
+        self._enable()
+        try:
+            if next(rounds, None) is None:
+                return False
+            other = self.beside
+            if other is not None and not isinstance(other, History):
+                while other.trained_steps < self.bench.trained_steps:
+                    other.step()
+            return True
+        finally:
+            self.busy.value = ""
+            self.training = False
+            self._enable()
 
     def _check_idle(self) -> None:
         if self.running:
@@ -227,17 +283,35 @@ class Stepper(Panel):
     def _look(self) -> None:
         """Show the round under the slider, from the history alone."""
         t = self.slider.value
+        if not len(self.bench.history):
+            planned = plural(self._left(), "round")
+            text = f"The base model: no round yet, {planned} planned."
+            self.say(self._note, text, "Press “Next round” and look at the curves.")
+            return
         record, measured = self._as_it_stands()[t], self.bench.history[t]
         if t in self._frames:
             sentence = self.canvas.scrub(self._frames[t])
         else:
             sentence = "No spectrum was measured in this round."
         if record is measured:
-            lines = _summary(record, self.bench.planned_rounds)
+            lines = summary(record, self._planned(), self.bench.steps)
         else:
             text = f"The model as it is now: residual loss {brief(record.probe_after)}; "
             lines = [text + f"round {t} had measured {brief(measured.probe_after)}."]
-        self.say(self._note, *lines, sentence, self._modules(record), self._absent())
+        past = f"The plan of {self.bench.steps:,} steps is done; rounds past it keep its last learning rate."
+        self.say(
+            self._note,
+            *lines,
+            f"{sentence} {compared(self._other(), record)}".strip(),
+            trained(record, list(self.bench.modules)),
+            self._absent(),
+            "" if self._left() else past,
+        )
+
+    def _other(self) -> History | None:
+        """The run beside."""
+        beside = self.beside
+        return beside if beside is None or isinstance(beside, History) else beside.history
 
     def _as_it_stands(self) -> History:
         """The history; where boosters were dropped after the last round, that round as the model is now."""
@@ -256,13 +330,6 @@ class Stepper(Panel):
 
     _now: tuple[tuple[int, int], History] | None = None
 
-    def _modules(self, record: Round) -> str:
-        every, chosen = list(self.bench.modules), record.modules
-        names = short(every)
-        which = ", ".join(names.get(n, n) for n in chosen[:12]) + (", …" if len(chosen) > 12 else "")
-        count = f"all {len(every)}" if len(chosen) == len(every) > 1 else f"{len(chosen)} of {len(every)}"
-        return f"Modules chosen: {count} ({which})."
-
     def _absent(self) -> str:
         """Which rounds' boosters are out of the model, and what the figure shows of that."""
         if not self._dropped:
@@ -273,31 +340,11 @@ class Stepper(Panel):
             text += " The last round is drawn as the model is now, the others as they were measured."
         return text
 
-    def _enable(self) -> None:
-        """Which buttons can be pressed now, and in a tooltip why not."""
-        method, running = self.bench.method, self.running
-        done = len(self.bench.history)
-        wait = "A run is under way: pause it first" if running else ""
-        none = "" if done else "There is no round yet"
-        fixed = "" if method.rewindable else f"{method.name} keeps no earlier rounds, so it cannot go back"
-        single = "" if method.additive else f"{method.name} has no separate boosters; boosting does"
-        for control, hint, why in (
-            (self.next_button, "Train one round", wait),
-            (self.run_button, "Train several rounds; Pause stops after the present one", wait),
-            (self.pause_button, "Stop after the present round", "" if running else "Nothing is running"),
-            (self.reset_button, "Go back to the base model and forget all rounds", fixed or wait or none),
-            (self.rewind_button, "Forget the rounds after this one", fixed or wait or none),
-            (self.drop_button, "Take this round's boosters out of the model", single or wait or none),
-        ):
-            control.disabled, control.tooltip = bool(why), why or hint
-        self.count.disabled = running
-        self.slider.disabled = done < 2
 
-
-def _summary(record: Round, planned: int) -> list[str]:
-    done = record.index + 1
-    plan = f"{done} of {planned} planned" if done <= planned else f"{done} done, {planned} were planned"
-    text = f"Round {record.index} ({plan}): residual loss {brief(record.probe_before)} → "
-    text += f"{brief(record.probe_after)}, gain {brief(record.gain)}."
-    own = f"Own batch {brief(record.loss_before)} → {brief(record.loss_after)};"
-    return [text, f"{own} {plural(len(record.losses), 'step')} in {brief(record.seconds)} s."]
+def _warm_up() -> None:
+    """In a notebook, load what the first round needs while the reader looks at the base model."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
