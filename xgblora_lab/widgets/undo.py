@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
-from xgblora_lab.bench.checkpoint import HISTORY
-from xgblora_lab.files import save_tensors
+from xgblora_lab.lowrank.ensemble import Ensemble
 
 if TYPE_CHECKING:
     from xgblora_lab.bench.bench import Bench
@@ -16,7 +14,7 @@ KEPT = 10  # times that can be undone one after the other
 
 
 class Undo:
-    """Keeps runs as they were, in temporary folders, and takes a bench back to the last of them.
+    """Keeps runs as they were and takes a bench back to the last of them.
 
     Parameters
     ----------
@@ -26,7 +24,7 @@ class Undo:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self._kept: list[tuple[str, TemporaryDirectory[str]]] = []
+        self._kept: list[tuple[str, tuple[Any, ...]]] = []
 
     @property
     def what(self) -> str:
@@ -35,17 +33,13 @@ class Undo:
 
     def keep(self, what: str) -> None:
         """Keep the run as it is now, before `what` is done to it."""
-        scratch = TemporaryDirectory(prefix="xgblora-")
-        folder = Path(scratch.name) / "run"
-        self.bench.ensemble.save(folder)
-        self.bench.history.save(folder / HISTORY)
-        for done in range(len(self.bench.history) + 1):
-            with self.bench.at(done):
-                save_tensors(folder / f"state-{done:05d}.safetensors", self.bench.state())
-        self._kept.append((what, scratch))
-        for _, old in self._kept[:-KEPT]:
-            old.cleanup()
-        del self._kept[:-KEPT]
+        bench, history = self.bench, copy(self.bench.history)
+        history.rounds = list(history.rounds)
+        ensemble = Ensemble(bench.ensemble.shapes, bench.ensemble.additive)
+        for index in range(len(history)):
+            ensemble.append(bench.ensemble[index])
+        states = [(done, bench.state(done)) for done in range(len(history) + 1)]
+        self._kept = [*self._kept, (what, (history, ensemble, states))][-KEPT:]
 
     def take_back(self) -> str:
         """Make the run what it was before the last `keep`; returns what was undone.
@@ -57,8 +51,7 @@ class Undo:
         """
         if not self._kept:
             raise ValueError("There is nothing to undo: no round was dropped, rewound or reset.")
-        what, scratch = self._kept.pop()
-        with scratch as root:
-            self.bench.rewind(0)
-            self.bench.restore(Path(root) / "run")
+        what, run = self._kept.pop()
+        self.bench.rewind(0)
+        self.bench.restore(*run)
         return what
