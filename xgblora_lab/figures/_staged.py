@@ -132,7 +132,7 @@ def draw(plot: go.Figure, staged: Staged, pick: Sequence[int]) -> Array:
 def _beside(plot: go.Figure, other: History, place: list[float], row: Array) -> None:
     """The first two traces: the loss of the run beside, and its spectrum."""
     look, name = style(other.method, 1), f"beside: {other.label}"
-    common = {"name": name, "legendgroup": "beside", "opacity": 0.8}
+    common = {"name": name, "legendgroup": "beside"}
     values = [starting_loss(other), *residual(other)[0]] if len(other) else []
     hover = "round %{x:.3g}: %{y:.4g}<extra>" + name + "</extra>"
     plot.add_scatter(
