@@ -1,0 +1,93 @@
+"""The recorded run of the lab model that the playground scrubs, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.bench.hooks import Spectrum
+from xgblora_lab.bench.records import History, Round
+from xgblora_lab.files import write_text
+from xgblora_lab.lowrank import spectra
+from xgblora_lab.methods.base import Method
+from xgblora_lab.methods.lora import LoRA
+from xgblora_lab.methods.xgblora import XGBLoRA
+from xgblora_lab.tasks.models import load
+
+NAME = "lab_run.json"
+ROUNDS, KAPPA, BATCH, RANK = 32, 15, 16, 4
+TARGETS = "attention"
+SHOWN = 8  # singular values of a module, at most
+DIGITS = 4  # of a recorded number
+
+
+def read() -> dict[str, Any]:
+    """The run that comes with the package, as `record` made it."""
+    text = (files("xgblora_lab.report") / "templates" / "playground" / NAME).read_text(encoding="utf-8")
+    run: dict[str, Any] = json.loads(text)
+    return run
+
+
+def record(rounds: int = ROUNDS) -> dict[str, Any]:
+    """Train the lab model on a planted update, by boosting and by LoRA, and note what the page shows.
+
+    An update of rank 4 is planted in each of the 16 attention maps. Boosting gives a booster of rank 1 to
+    four maps a round, drawn at random; LoRA of rank 1 trains on all maps all the time. Both make the same
+    number of steps on the same batches, each at the best of the rates .003, .01, .03 and .1.
+
+    Parameters
+    ----------
+    rounds : int, default 32
+        How many of the 32 planned rounds to train. Fewer give the beginning of the same run.
+
+    Returns
+    -------
+    dict
+        `modules`, `truth` (the planted singular values by module), `steps_per_round`, and for `boosting` and
+        `lora` each `rank`, `lr`, `loss` (over that of the base, at every round from 0) and `spectra` (by
+        round, the singular values of each module that the round trained, under the module's number).
+    """
+    methods = {
+        "boosting": XGBLoRA(steps_per_round=KAPPA, lr=0.03, selection="random", modules_per_round=4),
+        "lora": LoRA(rank=1, steps_per_round=KAPPA, lr=0.01),
+    }
+    run: dict[str, Any] = {"steps_per_round": KAPPA}
+    for name, method in methods.items():
+        model, task = load("lab", "planted", modules=TARGETS, rank=RANK, strength=1.0, length=16)
+        hooks = [Spectrum(limit=SHOWN)]
+        options = {"batch_size": BATCH, "targets": TARGETS, "steps": ROUNDS * KAPPA, "hooks": hooks}
+        with Bench(model, task, method, **options) as bench:
+            modules = list(bench.modules)
+            history = bench.run(rounds, progress=False)
+            if name == "boosting":
+                run["modules"] = [module.removeprefix("model.layers.") for module in modules]
+                run["truth"] = [_rounded(spectra.singular_values(*task.truth[m]).tolist()) for m in modules]
+            run[name] = _told(history, modules, method)
+    return run
+
+
+def _told(history: History, modules: list[str], method: Method) -> dict[str, Any]:
+    base = history[0].probe_before
+    return {
+        "rank": method.rank_bound(len(modules)),
+        "lr": method.lr,
+        "loss": _rounded([1.0, *(r.probe_after / base for r in history)]),
+        "spectra": [_spectra(r, modules) for r in history],
+    }
+
+
+def _spectra(r: Round, modules: list[str]) -> dict[str, list[float]]:
+    found = r.measurements["spectrum"]
+    return {str(modules.index(m)): _rounded([v for v in found[m] if v > 1e-6 * found[m][0]]) for m in r.modules}
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [float(f"{v:.{DIGITS}g}") for v in values]
+
+
+if __name__ == "__main__":
+    path = Path(__file__).parent / "templates" / "playground" / NAME
+    write_text(path, json.dumps(record(), separators=(",", ":")) + "\n")
