@@ -14,7 +14,7 @@ from xgblora_lab.report import recorded
 from xgblora_lab.tasks.matrix import singular_directions
 
 SIZE, STEPS, SEEDS = 32, 480, (0, 1, 2)  # of the matrix problem; SEEDS are those that the page offers
-SCRIPTS = ("engine", "state", "draw", "charts", "tiles", "examples", "matrix", "lab", "main")
+SCRIPTS = ("engine", "state", "draw", "charts", "tiles", "examples", "numbers", "matrix", "lab", "main")
 
 
 def playground(out: str | Path) -> Path:

@@ -127,65 +127,48 @@ function half(E) {
   return sum / 2;
 }
 
-/* A run in rounds of κ steps: `step` makes the next one, and `rounds` holds what is on record.
-   Losses are over that of the untrained matrix, which is 0. */
+/* A run of all its steps, in rounds of κ. `states[s]` is the accumulated update after s steps, `losses[s]` its loss
+   over that of the untrained matrix, which is 0. */
 class Run {
   constructor(problem, {rank, kappa, lr, shrinkage = 1, steps}) {
     Object.assign(this, {problem, rank, kappa, lr, shrinkage, steps});
-    this.losses = [];  // before every step
     this.W = new Float64Array(SIZE * SIZE);  // what is merged
-    this.rounds = [this.record()];  // after every round, from 0
-    this.inside = 0;  // steps made in the present round
+    this.states = [this.W.slice()];
+    this.losses = [];
+    this.spectra = [];
+    while (this.losses.length < steps) this.round();
+    this.losses.push(half(this.residual(this.steps)) / problem.total);
   }
-  get done() { return this.losses.length >= this.steps; }
-  get planned() { return Math.ceil(this.steps / this.kappa); }
-  step() {
-    if (this.inside === 0) this.begin();
-    this.losses.push(this.pair.step(this.rest, this.lr) / this.problem.total);
-    this.inside++;
-    if (this.inside === this.kappa || this.done) {
-      this.end();
-      this.rounds.push(this.record());
-      this.inside = 0;
+  round() {
+    this.begin(Math.floor(this.losses.length / this.kappa));
+    const rest = this.W.map((w, n) => w - this.problem.target[n]);
+    for (let i = 0; i < this.kappa && this.losses.length < this.steps; i++) {
+      this.losses.push(this.pair.step(rest, this.lr) / this.problem.total);
+      this.states.push(this.pair.addTo(this.W.slice()));
     }
+    this.end();
+    this.states[this.states.length - 1] = this.now();
   }
-  rest_() { return this.W.map((w, n) => w - this.problem.target[n]); }
-  /* The accumulated update as it is now, inside a round too. */
-  now() { return this.inside ? this.pair.addTo(this.W.slice()) : this.rounds.at(-1).W; }
-  record() {
-    const W = this.merged(), step = this.losses.length;
-    return {step, W, loss: half(W.map((w, n) => w - this.problem.target[n])) / this.problem.total};
-  }
-  /* What is on record after t rounds, with its spectrum. */
-  at(t) {
-    const record = this.rounds[t];
-    record.spectrum ??= singularValues(record.W);
-    return record;
-  }
-  /* The loss at every step up to the end of round t: one number more than steps. */
-  curve(t) { return [...this.losses.slice(0, this.rounds[t].step), this.rounds[t].loss]; }
+  residual(step) { return this.states[step].map((w, n) => w - this.problem.target[n]); }
+  get planned() { return Math.ceil(this.steps / this.kappa); }
+  stepAfter(round) { return Math.min(round * this.kappa, this.steps); }
+  spectrum(step) { return this.spectra[step] ??= singularValues(this.states[step]); }
 }
 
 /* Fresh boosters, each merged after κ steps. */
 class Boosting extends Run {
-  begin() {
-    this.pair = new Pair(this.rank, DATA.seeds[this.problem.seed][this.rounds.length - 1]);
-    this.rest = this.rest_();
-  }
+  begin(round) { this.pair = new Pair(this.rank, DATA.seeds[this.problem.seed][round]); }
   end() { this.pair.addTo(this.W, this.shrinkage); }
-  merged() { return this.W.slice(); }
-  rankAfter(t) { return Math.min(SIZE, t * this.rank); }
+  now() { return this.W.slice(); }
+  rankAfter(round) { return Math.min(SIZE, round * this.rank); }
 }
 
 /* One pair from the first step to the last; a round is only a stretch of κ steps. */
 class LoRA extends Run {
-  begin() {
-    this.pair ??= new Pair(this.rank, DATA.seeds[this.problem.seed][0]);
-    this.rest ??= this.rest_();
-  }
+  begin() { this.pair ??= new Pair(this.rank, DATA.seeds[this.problem.seed][0]); }
   end() {}
-  merged() { return this.pair ? this.pair.addTo(this.W.slice()) : this.W.slice(); }
-  rankAfter(t) { return t ? this.rank : 0; }
+  now() { return this.pair.addTo(this.W.slice()); }
+  rankAfter(round) { return round ? this.rank : 0; }
 }
 
 /* Singular values of a SIZE × SIZE matrix, descending, by turning pairs of rows until all are orthogonal
