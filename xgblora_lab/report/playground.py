@@ -10,7 +10,6 @@ from typing import Any
 from xgblora_lab import seeds
 from xgblora_lab.figures import _style
 from xgblora_lab.files import write_text
-from xgblora_lab.report import recorded
 from xgblora_lab.tasks.matrix import singular_directions
 
 SIZE, STEPS, SEEDS = 32, 480, (0, 1, 2)  # of the matrix problem; SEEDS are those that the page offers
@@ -36,12 +35,12 @@ def playground(out: str | Path) -> Path:
 
     Raises
     ------
-    FileExistsError
+    ValueError
         `out` is a file.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; give the folder that the page's index.html goes into.")
+        raise ValueError(f"{out} is a file; give the folder that the page's index.html goes into.")
     write_text(out / "index.html", _page())
     return out / "index.html"
 
@@ -77,6 +76,8 @@ def _page() -> str:
 def _data() -> dict[str, Any]:
     """What the page needs from here: how the matrix problem begins, for every seed, and the recorded run."""
     import torch
+
+    from xgblora_lab.report import recorded  # here, so that `python -m` finds it not yet imported
 
     directions = {}
     for seed in SEEDS:

@@ -39,11 +39,11 @@ function start() {
     if (address.tab === "matrix") matrix.visit(address);
     follow(address);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    matrix.redraw();
-  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => matrix.redraw());
   follow(found);
-  if (!found.given) matrix.play();
+  if (found.given) return;
+  if (document.hidden) document.addEventListener("visibilitychange", () => matrix.play(), {once: true});
+  else matrix.play();
 }
 
 start();

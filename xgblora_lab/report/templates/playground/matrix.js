@@ -186,7 +186,7 @@ class MatrixTab {
     $("lesson").hidden = true;
     this.change({...defaults(), ...example.set}, {keep: false});
     show(this.settings);
-    $("stage").scrollIntoView({block: "start", behavior: STILL.matches ? "auto" : "smooth"});
+    $("spectrum").closest("figure").scrollIntoView({block: "nearest", behavior: STILL.matches ? "auto" : "smooth"});
     this.morph.stop();
     this.place(0);
     return this.play();
