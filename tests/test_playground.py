@@ -153,7 +153,7 @@ CASES = [  # settings, and rounds to compare; the next test goes to the end of a
     ({}, 2),
     ({"kappa": 3, "lr": 0.1, "lorarank": 8}, 20),
     ({"spectrum": "exponential", "seed": 1, "rank": 2, "kappa": 10, "lr": 0.2, "shrinkage": 0.5}, 8),
-    ({"spectrum": "flat", "seed": 2, "rank": 8, "kappa": 40, "lr": 0.03, "lorarank": 32, "loralr": 0.01}, 2),
+    ({"spectrum": "flat", "seed": 2, "rank": 8, "kappa": 40, "lr": 0.03, "lorarank": 32}, 2),
 ]
 
 
@@ -173,8 +173,8 @@ def test_the_pages_curves_are_the_benchs(visit: Callable[..., Any]) -> None:
     print(f"largest difference of a loss to the bench's: {worst:.1e}")
     assert worst < 1e-6
     losses = there["boosting"][0]
-    other = page.evaluate(RUN, [CASES[-1][0] | {"kappa": 30}, 1])["boosting"]["losses"][: len(losses)]
-    assert float((torch.tensor(other) - losses).abs().max()) > 0.01  # a difference would be seen
+    other = page.evaluate(RUN, [CASES[-1][0] | {"kappa": 30}, 1])["boosting"]["losses"]
+    assert float((torch.tensor(other)[: len(losses)] - losses).abs().max()) > 0.01  # a difference is seen
 
 
 @pytest.mark.browser
