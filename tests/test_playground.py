@@ -131,7 +131,7 @@ def test_the_recorded_run_is_what_the_command_gives() -> None:
 
 
 def library(settings: dict[str, Any], rounds: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The first rounds of the same two runs by the bench, in float64: the loss at every step, the spectrum."""
+    """The first rounds of the same two runs by the bench, in float64: losses by step, the last spectrum."""
     s = settings
     spectrum = [1, 0.8, 0.6, 0.4] + 28 * [0.02] if s["spectrum"] == "four" else s["spectrum"]
     model, task = matrix(spectrum, seed=s["seed"])
