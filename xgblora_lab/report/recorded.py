@@ -15,7 +15,8 @@ from xgblora_lab.lowrank import spectra
 from xgblora_lab.methods.base import Method
 from xgblora_lab.methods.lora import LoRA
 from xgblora_lab.methods.xgblora import XGBLoRA
-from xgblora_lab.tasks.models import load
+from xgblora_lab.tasks.models import load_model
+from xgblora_lab.tasks.planted import planted
 
 NAME = "lab_run.json"
 ROUNDS, KAPPA = 16, 15
@@ -64,14 +65,15 @@ def record(rounds: int = ROUNDS) -> dict[str, Any]:
     """
     run: dict[str, Any] = {"steps_per_round": KAPPA}
     for name, method in METHODS.items():
-        model, task = load("lab", "planted", modules=CHANGED, rank=4, strength=1.0, length=16)
+        model = load_model("lab")
+        task = planted(model, modules=CHANGED, rank=4, strength=1.0, length=16)
         steps, hooks = ROUNDS * KAPPA, [Spectrum(limit=SHOWN)]
         with Bench(model, task, method, steps=steps, batch_size=8, targets=TARGETS, hooks=hooks) as bench:
             modules = list(bench.modules)
             run[name] = _told(bench.run(rounds, progress=False), modules, method)
-        planted = {m: spectra.singular_values(*factors).tolist() for m, factors in task.truth.items()}
+        truth = {m: spectra.singular_values(*factors).tolist() for m, factors in task.truth.items()}
         run["modules"] = [module.removeprefix("model.layers.") for module in modules]
-        run["truth"] = [_rounded(planted.get(module, [])) for module in modules]
+        run["truth"] = [_rounded(truth.get(module, [])) for module in modules]
     return run
 
 
