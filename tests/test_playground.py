@@ -211,7 +211,7 @@ def steps_to(losses: list[float], level: float) -> int:
 
 def jumps(run: dict[str, Any]) -> bool:
     losses = run["boosting"]["losses"]
-    return all(losses[s] > losses[s - 1] * 1.05 for s in run["ends"][1:-1])
+    return all(losses[s] > losses[s - 1] * 1.01 for s in run["ends"][1:-1])
 
 
 def near_floor(losses: list[float], floors: list[float]) -> bool:

@@ -19,7 +19,7 @@ from xgblora_lab.tasks.models import load_model
 from xgblora_lab.tasks.planted import planted
 
 NAME = "lab_run.json"
-ROUNDS, KAPPA = 16, 15
+PLANNED, ROUNDS, KAPPA = 16, 10, 15  # the rates decay over the planned rounds; the first are recorded
 TARGETS = (
     "layers.2.self_attn.o_proj",
     "layers.2.mlp.down_proj",
@@ -52,7 +52,7 @@ def record(rounds: int = ROUNDS) -> dict[str, Any]:
 
     Parameters
     ----------
-    rounds : int, default 16
+    rounds : int, default 10
         How many of the 16 planned rounds to train. Fewer give the beginning of the same run.
 
     Returns
@@ -67,7 +67,7 @@ def record(rounds: int = ROUNDS) -> dict[str, Any]:
     for name, method in METHODS.items():
         model = load_model("lab")
         task = planted(model, modules=CHANGED, rank=4, strength=1.0, length=16)
-        steps, hooks = ROUNDS * KAPPA, [Spectrum(limit=SHOWN)]
+        steps, hooks = PLANNED * KAPPA, [Spectrum(limit=SHOWN)]
         with Bench(model, task, method, steps=steps, batch_size=8, targets=TARGETS, hooks=hooks) as bench:
             modules = list(bench.modules)
             run[name] = _told(bench.run(rounds, progress=False), modules, method)

@@ -56,8 +56,8 @@ const EXAMPLES = [
     title: "Shrinkage of one half",
     ask: "Every booster is halved when it is merged. What does the loss do at that moment?",
     set: {kappa: 30, shrinkage: 0.5},
-    seen: "It jumps up at every merge, because the booster was fitted at full strength. Later rounds must take the same " +
-      "singular values again, and the loss ends three times as high as without shrinkage.",
+    seen: "It goes up at every merge, because the booster was fitted at full strength. Later rounds must take the same " +
+      "singular values again, and the loss ends about three times as high as without shrinkage.",
   },
   {
     id: "flat",
