@@ -77,7 +77,7 @@ class ModelTab {
     $("model-next").disabled = round >= planned;
     $("model-value-boosting").textContent = brief(run.boosting.loss[round]);
     $("model-value-lora").textContent = brief(run.lora.loss[round]);
-    $("map-name").textContent = spoken(run.modules[this.module]) + (run.truth[this.module] ? ", changed in the teacher" : ", not changed");
+    $("map-name").textContent = spoken(run.modules[this.module]) + (run.truth[this.module].length ? ", changed in the teacher" : ", not changed");
     $("model-said").textContent = this.sentence();
   }
   sentence() {
@@ -95,7 +95,7 @@ class ModelTab {
     const values = [...this.states.boosting[round][module]].filter(v => v > 0);
     const own = `${spoken(run.modules[module])}: ${plural(values.length, "singular value")}, ` +
       (values.length ? `the largest ${brief(values[0])}.` : "none yet.");
-    const planted = run.truth[module] ? ` Planted: ${run.truth[module].map(brief).join(", ")}.` : " Nothing is planted here.";
+    const planted = run.truth[module].length ? ` Planted: ${run.truth[module].map(brief).join(", ")}.` : " Nothing is planted here.";
     $("heard").textContent = `${this.sentence()} ${own}${planted}`;
     $("map-spectrum").setAttribute("aria-label", own + planted);
     $("model-loss").setAttribute("aria-label", `Loss over optimizer steps. ${this.sentence()}`);
