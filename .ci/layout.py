@@ -26,7 +26,7 @@ TOP = {
     "CHANGELOG.md": "what changed, by version",
     "LICENSE": "Apache-2.0",
     ".ci": "`run`: the README's test command on a bare machine; `layout.py`: this list; the pinned version",
-    ".github": "the workflow, which calls `.ci/run`",
+    ".github": "the workflows: `.ci/run`, and the site of playground and lessons",
     ".pre-commit-config.yaml": "the checks before a commit",
     ".gitignore": "what a checkout keeps to itself",
 }
@@ -39,7 +39,7 @@ ROOMS = {
     "bench": "records hooks step measure fit rewind settings bench checkpoint",
     "racing": "tuning race summary",
     "figures": "",
-    "report": "contents offline page slides",
+    "report": "contents offline page slides playground recorded",
     "widgets": "",
     "course": "sources parameters execute kernel watch watch_hooks hidden check lesson pages gallery serve",
 }

@@ -222,6 +222,19 @@ def gallery(
     typer.echo(f"Gallery: {gallery_(out, paths, profile=profile.value, timeout=timeout)}")
 
 
+@app.command()
+def playground(
+    out: Annotated[Path, typer.Argument(help="Folder for the page, index.html.")] = Path("playground"),
+) -> None:
+    """Write a page on which boosting rounds run in the browser; it needs no server and no network.
+
+    Example: xgblora-lab playground site/playground
+    """
+    from xgblora_lab.report.playground import playground as playground_
+
+    typer.echo(f"Playground: {playground_(out)}")
+
+
 def _execute(
     path: Path, values: dict[str, Any], out: Path, *, html: bool, timeout: float, warnings: bool = False
 ) -> None:

@@ -233,9 +233,31 @@ def random_update(
         raise ValueError(
             f"A spectrum of {len(values)} values does not fit {name} ({d} × {k}); use a smaller rank."
         )
-    left, right = (
-        torch.linalg.qr(torch.randn(n, len(values), generator=generator, dtype=torch.float64)).Q
-        for n in (d, k)
-    )
+    left, right = singular_directions(d, k, len(values), generator)
     root = values.sqrt()
     return (left * root).float(), (right * root).T.contiguous().float()
+
+
+def singular_directions(d: int, k: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the singular directions of an update.
+
+    Parameters
+    ----------
+    d, k : int
+        Shape of the update.
+    rank : int
+        How many, at most min(d, k).
+    generator : torch.Generator
+        Of the draw.
+
+    Returns
+    -------
+    left : Tensor, (d, rank)
+        With orthonormal columns, float64.
+    right : Tensor, (k, rank)
+        The same.
+    """
+    left, right = (
+        torch.linalg.qr(torch.randn(n, rank, generator=generator, dtype=torch.float64)).Q for n in (d, k)
+    )
+    return left, right
