@@ -248,8 +248,8 @@ class Stepper(Controls):
                 self._note = f"A hook ended the run after {done} of {plural(n, 'round')}."
         finally:
             rounds.close()  # type: ignore[attr-defined]
-            self._asked = False
-            if len(self.bench.history) != self.slider.max + 1 or self._note:
+            asked, self._asked = self._asked, False
+            if asked or len(self.bench.history) != self.slider.max + 1 or self._note:
                 self.refresh()  # a round that failed late is on record all the same
 
     def _train(self, rounds: Iterator[Round]) -> bool:
