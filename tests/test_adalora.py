@@ -154,11 +154,13 @@ def test_the_penalty_makes_the_factors_orthonormal_and_stays_out_of_the_loss():
 
 def test_a_rewind_gives_back_the_importance_and_the_masks():
     class Forgetful(AdaLoRA):
+        forgotten = "nothing"
+
         def load_state(self, state):
             super().load_state({k: 0 * v if k.startswith(self.forgotten) else v for k, v in state.items()})
 
     def again(method, rounds, forgotten="nothing"):
-        method.forgotten = forgotten
+        Forgetful.forgotten = forgotten
         bench = bench_of(method)
         first = [r.losses for r in bench.run(progress=False)]
         state = bench.state()

@@ -248,7 +248,7 @@ def test_images_come_with_their_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_browser_scrubs_the_page_from_the_file_system(tmp_path: Path, browser: Any) -> None:
     run = history(rounds=12)
     path = report(run, tmp_path / "page.html")
-    context = browser.new_context(offline=True)
+    context = browser.new_context(offline=True, bypass_csp=True)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -94,7 +94,7 @@ groups = {
     "how they step": ["rora", "lora+", "lora-pro", "lora-rite"],
     "how they share rank": ["beamlora", "alora", "sora", "adalora"],
     "what they shake or split": ["lora-ggpo", "lora-mgpo", "dora"],
-    "how they go round": ["xgblora", "relora", "cola"],
+    "how they go round": ["xgblora", "relora", "cola", "adapad"],
 }
 group_of = {name: group for group, names in groups.items() for name in names}
 pd.DataFrame(

@@ -72,7 +72,7 @@ def kernel_manager(usage: dict[str, float], scratch: Path) -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             # figures as data: small notebooks, and `to_html` draws them
-            command = get_kernel_dict(extra_arguments=["--ext", "xgblora_lab.course.watch"])
+            command = get_kernel_dict(extra_arguments=["--ext", "xgblora_lab.course.watch_hooks"])
             return KernelSpec(**command, env={"PLOTLY_RENDERER": "plotly_mimetype"})
 
         async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:

@@ -21,8 +21,6 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from xgblora_lab.course.watch_hooks import install, short
-
 MIME = "application/vnd.xgblora-lab.hidden+json"
 TRACEBACK = "Traceback (most recent call last)"
 _KERNELS = {"ipykernel", "jupyter_client", "tornado", "zmq"}  # their tasks live as long as the kernel
@@ -118,14 +116,15 @@ class Watch:
                 self.note("a function for the exit failed", error)
 
 
-_watch = Watch()
+WATCH = Watch()
 _unregister = atexit.unregister
 _reason = concurrent.futures.Future.exception  # unhooked: it does not count as asking
 
 
-def load_ipython_extension(shell: Any) -> None:
-    """Begin to watch; called by IPython as the kernel starts."""
-    install(_watch, shell)
+def short(command: Any) -> str:
+    """Return a command as one line of at most 100 characters."""
+    text = command if isinstance(command, str) else " ".join(map(str, command))
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 async def end(seconds: float) -> None:
@@ -138,14 +137,14 @@ async def end(seconds: float) -> None:
     """
     from IPython.display import display
 
-    _watch.cells.clear()  # what fails from now on is no cell's
+    WATCH.cells.clear()  # what fails from now on is no cell's
     deadline = time.monotonic() + seconds
     await asyncio.sleep(0.01)  # for callbacks that are due
-    while _watch.pending() and time.monotonic() < deadline:
+    while WATCH.pending() and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.01)
-    _watch.close()
-    display({MIME: {"errors": _watch.errors, "warnings": _watch.warnings}}, raw=True)
+    WATCH.close()
+    display({MIME: {"errors": WATCH.errors, "warnings": WATCH.warnings}}, raw=True)
 
 
 def _of_notebook(task: asyncio.Task[Any]) -> bool:

@@ -15,10 +15,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from xgblora_lab.course.watch import Watch
+from xgblora_lab.course.watch import WATCH, Watch, short
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Begin to watch; called by IPython as the kernel starts."""
+    install(WATCH, shell)
 
 
 def install(watch: Watch, shell: Any) -> None:
@@ -227,9 +231,3 @@ def _caller(*through: str) -> str:
             return name
         frame = frame.f_back
     return ""
-
-
-def short(command: Any) -> str:
-    """Return a command as one line of at most 100 characters."""
-    text = command if isinstance(command, str) else " ".join(map(str, command))
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -160,7 +160,9 @@ def _has_bar(figure: go.Figure) -> bool:
     """Whether a colour bar stands on the right of the plots."""
     for trace in figure.data:
         coloured = trace if trace.type == "heatmap" else getattr(trace, "marker", None)
-        shown = trace.showscale is not False if trace.type == "heatmap" else coloured and coloured.showscale
+        if coloured is None:
+            continue
+        shown = coloured.showscale is not False if trace.type == "heatmap" else coloured.showscale
         if shown and (coloured.colorbar.x is None or coloured.colorbar.x >= 1):
             return True
     return False

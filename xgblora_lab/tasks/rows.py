@@ -182,7 +182,7 @@ def _read_hub(name: str) -> Source:
     named = HUB_ID.fullmatch(name)
     if named is None or len(name) > 96 or Path(name).suffix.lower() in READERS or local_path(name).exists():
         raise FileNotFoundError(
-            f"There is no file or folder {shown(name)}; give one, a hub id, pydocs or planted."
+            f"There is no file or folder {shown(name, 250)}; give one, a hub id, pydocs or planted."
         )
     if "/" not in name and name in getattr(datasets.packaged_modules, "_PACKAGED_DATASETS_MODULES", ()):
         raise FileNotFoundError(f"{name!r} is a format and no data set; give the path of a file in it.")
