@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn, uint8
+from torch import Tensor, nn
 
 from xgblora_lab.bench.hooks import Hook
+from xgblora_lab.disk import digest, digest_of
 from xgblora_lab.tasks.checkpoint import load_config, location
 from xgblora_lab.tasks.rows import local_path
 from xgblora_lab.tasks.tables import READERS
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 ROWS = 256  # of a task, hashed at a time
-CHUNK = 2**20  # bytes of a file
 
 
 def model_digest(model: str | Path | nn.Module) -> str:
@@ -46,11 +45,11 @@ def model_digest(model: str | Path | nn.Module) -> str:
         owner = getattr(model, "_bench_owner", None)
         if owner is not None and owner.bench is not None:
             owner.bench.close()
-        return _digest([type(model).__qualname__, model.state_dict()])
+        return digest([("class", type(model).__qualname__), *model.state_dict().items()])
     config, place = load_config(model), Path(location(model))
     if not place.is_dir():
-        return _digest([str(model), getattr(config, "_commit_hash", None)])
-    return _digest(sorted(p for p in place.iterdir() if p.suffix in MODEL_FILES))
+        return digest([("name", str(model)), ("revision", str(getattr(config, "_commit_hash", None)))])
+    return _files(p for p in place.iterdir() if p.suffix in MODEL_FILES)
 
 
 def data_digest(data: str | Path | Task) -> str:
@@ -69,11 +68,14 @@ def data_digest(data: str | Path | Task) -> str:
     if isinstance(data, str | Path):
         path = local_path(data)
         if path.is_file():
-            return _digest([path])
+            return _files([path])
         if data != "planted" and path.is_dir():
-            return _digest(sorted(p for p in path.iterdir() if p.suffix.lower() in READERS and p.is_file()))
-        return _digest([str(data), sys.version if data == "pydocs" else ""])
-    return _digest([data.name, data.kind, getattr(data, "truth", None), *_rows(data)])
+            return _files(p for p in path.iterdir() if p.suffix.lower() in READERS and p.is_file())
+        return digest([("name", str(data)), ("python", sys.version if data == "pydocs" else "")])
+    truth = [
+        (f"truth.{n}.{i}", t) for n, pair in getattr(data, "truth", {}).items() for i, t in enumerate(pair)
+    ]
+    return digest([("name", data.name), ("kind", data.kind), *truth, *_rows(data)])
 
 
 def hook_names(make: Callable[[], Sequence[Hook]] | None) -> list[str]:
@@ -83,7 +85,7 @@ def hook_names(make: Callable[[], Sequence[Hook]] | None) -> list[str]:
 
 def short_digest(names: Sequence[str]) -> str:
     """Eight digits for a list of names, for the name of a file."""
-    return _digest(list(names))[:8]
+    return digest(("", name) for name in names)[:8]
 
 
 def _described(hook: Hook) -> str:
@@ -96,40 +98,14 @@ def _described(hook: Hook) -> str:
     return f"{type(hook).__qualname__}({', '.join(told)})"
 
 
-def _rows(task: Task) -> Iterable[Any]:
+def _rows(task: Task) -> Iterable[tuple[str, Tensor]]:
     for split in ("train", "dev", "test"):
         with contextlib.suppress(ValueError):  # there is no such split
             count = task.size(split)
             for start in range(0, count, ROWS):
-                yield split, task.batch(split, range(start, min(count, start + ROWS)))
+                batch = task.batch(split, range(start, min(count, start + ROWS)))
+                yield from ((f"{split}.{start}.{name}", batch[name]) for name in sorted(batch))
 
 
-def _digest(parts: Iterable[Any]) -> str:
-    hashed = hashlib.sha256()
-    for part in parts:
-        _feed(hashed, part)
-    return hashed.hexdigest()
-
-
-def _feed(hashed: Any, value: Any) -> None:
-    """Add a value; every part says what it is, so that no two lists of parts look alike."""
-    if isinstance(value, Path):
-        hashed.update(f"file {value.name!r} {value.stat().st_size} ".encode())
-        with value.open("rb") as file:
-            while block := file.read(CHUNK):
-                hashed.update(block)
-    elif isinstance(value, Tensor):
-        hashed.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        hashed.update(flat.view(uint8).numpy().tobytes() if flat.numel() else b"")
-    elif isinstance(value, Mapping):
-        hashed.update(f"mapping {len(value)} ".encode())
-        for name, part in value.items():
-            _feed(hashed, str(name))
-            _feed(hashed, part)
-    elif isinstance(value, list | tuple):
-        hashed.update(f"list {len(value)} ".encode())
-        for part in value:
-            _feed(hashed, part)
-    else:
-        hashed.update(f"{type(value).__name__} {value!r} ".encode())
+def _files(paths: Iterable[Path]) -> str:
+    return digest((path.name, digest_of(path)) for path in sorted(paths))
