@@ -26,8 +26,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file at a time, whose fixtures are then made once, but of the notebooks one at a time."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "::test_a_notebook_runs_" in nodeid else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the longest tests first: two workers that take a file at a time then end together."""
+    """The longest tests first, so that two workers end together."""
     marks = ("notebook", "long", "browser")
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
 

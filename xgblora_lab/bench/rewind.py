@@ -98,11 +98,11 @@ class Past:
         """
         self.settle()
         block = object()
-        try:
+        try:  # no line between these three: Python guards none that lies before an inner `try`
             try:
-                self._blocks.append(block)
-                self.stale = True
                 try:
+                    self._blocks.append(block)
+                    self.stale = True
                     yield
                 finally:
                     if block in self._blocks:
@@ -244,6 +244,7 @@ class Past:
         factors = {name: loop.factors(name, self.shown) for name in loop.modules}
 
         def back() -> None:
+            method.close(loop)  # which the block may not have come to
             loop.weights.restore()
             method.start(loop)
             self._load(None, state)

@@ -199,7 +199,7 @@ def main(
     valid_ids = encode(tokenizer, valid, out / "valid.npy")
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: LlamaForCausalLM = new_model(tokenizer, vocab_size, hidden, layers).to(device)  # type: ignore[arg-type]
+    model: LlamaForCausalLM = new_model(tokenizer, vocab_size, hidden, layers).to(device)
     optimizer = new_optimizer(model)
     checkpoint = out / "checkpoint"
     state: dict = {"step": 0, "seconds": 0.0, "valid": []}
@@ -209,7 +209,7 @@ def main(
     train(model, optimizer, state, checkpoint, train_ids, valid_ids, plan)
 
     # Rounded before it is measured: the numbers are those of the weights that are kept.
-    model.to(torch.bfloat16).save_pretrained(out / "model")  # type: ignore[arg-type]
+    model.to(torch.bfloat16).save_pretrained(out / "model")
     nats = held_out(model.float(), valid_ids, sequence)
     result = {
         "parameters": model.num_parameters(),
