@@ -12,8 +12,9 @@ from toy import ToyTask, equal, snapshot
 from xgblora_lab.bench import Bench, Checkpoint, resume
 from xgblora_lab.bench.hooks import Hook, Stop
 from xgblora_lab.methods import LoRA, XGBLoRA
-from xgblora_lab.methods.base import SCHEDULES, Method
-from xgblora_lab.methods.xgblora import has_stopped_falling
+from xgblora_lab.methods.base import Method
+from xgblora_lab.methods.schedules import SCHEDULES
+from xgblora_lab.methods.weak_learner import has_stopped_falling, merged_boosters
 
 
 def bench_of(method, **options):
@@ -216,6 +217,104 @@ def test_moments_of_B_are_carried_and_those_of_A_are_not(tmp_path):
     again = resume(tmp_path / "run", tiny.tiny_llama(), ToyTask())
     again.run(progress=False)
     assert [record.losses for record in again.history] == curve
+
+
+# Boosters trained further
+
+
+def backfitting(**options):
+    return XGBLoRA(backfit=2, steps_per_round=3, lr=0.02, schedule="constant", **options)
+
+
+def test_backfitting_is_training_two_dense_pairs_in_turn():
+    model = tiny.tiny_llama().double()
+    bench = Bench(model, ToyTask(), backfitting(alpha=2.0), steps=18, batch_size=8)
+    bench.step(), bench.step()
+    modules, weights = dict(model.named_modules()), {n: bench.weights.base(n).clone() for n in bench.modules}
+    pairs = [{n: bench.ensemble[t][n] for n in bench.modules} for t in range(2)]
+    bench.run(progress=False)
+    for turn in range(4):  # rounds 2 to 5 as dense sums, each with an optimizer of its own
+        fixed = {n: weights[n] + pairs[1 - turn % 2][n][0] @ pairs[1 - turn % 2][n][1] for n in weights}
+        # alpha 2: the trained factor is half of the merged one
+        trained = {
+            n: [(B / 2).requires_grad_(), A.clone().requires_grad_()] for n, (B, A) in pairs[turn % 2].items()
+        }
+        optimizer = torch.optim.AdamW(
+            [f for both in trained.values() for f in both], lr=0.02, weight_decay=0.0
+        )
+        for step in range(6 + 3 * turn, 9 + 3 * turn):
+            now = {f"{n}.weight": fixed[n] + 2 * B @ A for n, (B, A) in trained.items()}
+            batch = ToyTask().batch("train", bench.planned_rows(step))
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            logits = torch.func.functional_call(tiny.tiny_llama().double(), now, kwargs=inputs).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+            assert bench.history[2 + turn].losses[step % 3] == pytest.approx(float(loss.detach()), rel=1e-9)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        pairs[turn % 2] = {n: ((2 * B).detach(), A.detach()) for n, (B, A) in trained.items()}
+    for name in modules.keys() & weights.keys():
+        dense = sum(pair[name][0] @ pair[name][1] for pair in pairs)
+        assert torch.allclose(bench.update(name), dense, rtol=0, atol=1e-10)
+
+
+def test_backfitting_keeps_the_rank_the_parameters_and_the_peak():
+    bench = bench_of(backfitting())
+    bench.run(progress=False)
+    free = bench_of(XGBLoRA(steps_per_round=3, lr=0.02, schedule="constant"))
+    free.run(progress=False)
+    assert len(bench.history) == len(free.history) == 8
+    assert [a.losses == b.losses for a, b in zip(bench.history, free.history, strict=True)][:3] == [
+        True,
+        True,
+        False,
+    ]
+    name = next(iter(bench.modules))
+    assert [int((run.spectrum(name) > 1e-5).sum()) for run in (bench, free)] == [2, 8]
+    peaks = {record.peak_parameters for record in [*bench.history, *free.history]}
+    assert len(peaks) == 1
+    (peak,) = peaks
+    assert [record.total_parameters // peak for record in bench.history] == [1, 2, 2, 2, 2, 2, 2, 2]
+    assert free.history[-1].total_parameters == 8 * peak
+
+
+def test_backfitting_goes_back_goes_on_and_survives_a_drop(tmp_path):
+    method = backfitting(selection="random", modules_per_round=0.7)
+    bench, saved = bench_of(method), bench_of(method, hooks=[Checkpoint(tmp_path / "run")])
+    saved.run(6, progress=False)
+    again = resume(tmp_path / "run", tiny.tiny_llama(), ToyTask())
+    bench.run(progress=False), again.run(progress=False)
+    curve = [record.losses for record in bench.history]
+    assert [record.losses for record in again.history] == curve
+    bench.rewind(3)
+    bench.run(progress=False)
+    assert [record.losses for record in bench.history] == curve
+    assert equal(snapshot(bench.model), snapshot(again.model))
+    before = bench.evaluate()["loss"]
+    bench.drop(0)
+    assert bench.evaluate()["loss"] != before
+    bench.step()  # goes on from what is left
+
+
+def test_the_booster_trained_longest_ago_is_the_next():
+    bench = bench_of(backfitting())
+    bench.run(5, progress=False)
+    name = next(iter(bench.modules))
+    oldest, newest = merged_boosters(bench.ensemble, name, 1)
+    assert torch.equal(oldest[1], bench.ensemble[3][name][1][:1])
+    assert torch.equal(newest[1], bench.ensemble[4][name][1][:1])
+    assert torch.equal(bench.ensemble[4][name][1][1:], bench.ensemble[2][name][1][:1])
+    bench.drop(4)  # its start is merged no more, so round 2's booster counts again
+    assert [
+        torch.equal(pair[1], bench.ensemble[t][name][1][:1])
+        for t, pair in zip((2, 3), merged_boosters(bench.ensemble, name, 1), strict=True)
+    ] == [True, True]
+
+
+@pytest.mark.parametrize("options", [{"shrinkage": 0.5}, {"subspace": "orthogonal"}])
+def test_backfitting_refuses_what_changes_the_boosters_themselves(options):
+    with pytest.raises(ValueError, match="backfit needs shrinkage=1, subspace='free'"):
+        backfitting(**options)
 
 
 # When to stop

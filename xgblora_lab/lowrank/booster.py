@@ -93,6 +93,12 @@ class LowRank(nn.Module):
         alpha / rank, as in LoRA.
     gate : Tensor, (r,), optional
         Multiplies the rank-1 parts one by one: B diag(gate) A. Trainable.
+
+    Attributes
+    ----------
+    start : tuple of Tensor or None
+        B (d, r) and A (r, k), scale folded in, of a merged booster that this one trains further: what is
+        added is the change since then, B A − B_start A_start. Not trainable.
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float = 1.0, gate: Tensor | None = None) -> None:
@@ -104,6 +110,7 @@ class LowRank(nn.Module):
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.gate = nn.Parameter(gate) if gate is not None else None
         self.scale = scale
+        self.start: tuple[Tensor, Tensor] | None = None
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     @classmethod
@@ -138,12 +145,20 @@ class LowRank(nn.Module):
             down = down * gates
         if self.scale != 1.0:
             down = down * self.scale  # on the r-sized side: the cheap one
-        return nn.functional.linear(down, self.B)  # (…, d)
+        out = nn.functional.linear(down, self.B)  # (…, d)
+        if self.start is None:
+            return out
+        return out - nn.functional.linear(
+            nn.functional.linear(x.to(self.A.dtype), self.start[1]), self.start[0]
+        )
 
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0]
         if type(self) is LowRank and self.gate is None and x.dtype == output.dtype == self.A.dtype:
-            added: Tensor = _AddLowRank.apply(output, x, self.A, self.B, self.scale)
+            A, B = self.A, self.B
+            if self.start is not None:  # one thin product for both
+                A, B = torch.cat([A, self.start[1]]), torch.cat([B, self.start[0] / -self.scale], 1)
+            added: Tensor = _AddLowRank.apply(output, x, A, B, self.scale)
             return added
         return output + self(x).to(output.dtype)
 
@@ -161,12 +176,18 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def factors(self, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Copies of B (d, r) and A (r, k) whose product is the update; `shrinkage` multiplies it."""
+        """Copies of B (d, r) and A (r, k) whose product is the update; `shrinkage` multiplies it.
+
+        With a `start` (d, 2r) and (2r, k): the booster itself, then what is taken off.
+        """
         B = self.B.detach() * (self.scale * shrinkage)
         gates = self.gates()
         if gates is not None:
             B = B * gates.detach()
-        return B, self.A.detach().clone()
+        A = self.A.detach().clone()
+        if self.start is not None:
+            B, A = torch.cat([B, self.start[0] * -shrinkage], 1), torch.cat([A, self.start[1]])
+        return B, A
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A method is a dataclass of options. `Bench` works on a copy of it, so one object
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -19,6 +18,7 @@ from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.lowrank.linear import weight_shape
 from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import check_options, option
+from xgblora_lab.methods.schedules import SCHEDULES, scheduled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from xgblora_lab.lowrank.ensemble import Ensemble
     from xgblora_lab.lowrank.live_weights import Boosters, LiveWeights
     from xgblora_lab.tasks.task import Batch, Task
-
-SCHEDULES = ("constant", "linear", "cosine", "sqrt", "trapezoid")
-DECAY = 0.3  # the share of the run over which a trapezoid decays
 
 
 class Loop(Protocol):
@@ -135,15 +132,7 @@ class Method:
         A step past the plan (`total` steps) keeps the plan's last rate: no round trains at a rate of 0.
         """
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        left = 1 - min(step, total - 1) / total  # from 1 down to 1/K
-        shapes = {
-            "constant": 1.0,
-            "linear": left,
-            "cosine": (1 - math.cos(math.pi * left)) / 2,
-            "sqrt": math.sqrt(left),
-            "trapezoid": min(1.0, left / DECAY),
-        }
-        return factor * shapes[self.schedule]
+        return factor * scheduled(self.schedule, step, total)
 
     @classmethod
     def knobs(cls, steps: int) -> list[dict[str, Any]]:

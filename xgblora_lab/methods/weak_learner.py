@@ -1,4 +1,4 @@
-"""Where a booster starts and what it sees: starts from data, free directions, the hardest examples."""
+"""Where a booster sits, where it starts, what it sees and when it is fitted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab import seeds
-from xgblora_lab.lowrank.booster import watched
-from xgblora_lab.lowrank.linear import factor_dtype, weight_shape
+from xgblora_lab.lowrank.booster import LowRank, watched
+from xgblora_lab.lowrank.linear import blocks, factor_dtype, weight_shape
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.ensemble import Ensemble
     from xgblora_lab.methods.base import Loop
+
+
+def chosen_units(
+    names: list[str], selection: str, unit: str, share: float, seed: int, index: int
+) -> list[str]:
+    """The modules of round `index`, in the model's order; see the options of `XGBLoRA` for the arguments."""
+    if selection == "all":
+        return names
+    units = blocks(names) if unit == "block" else [[name] for name in names]
+    N = len(units)
+    count = max(1, round(share * N)) if share < 1 else min(int(share), N)
+    generator = seeds.generator("modules", seed, index)
+    if selection == "random":
+        picked = set(torch.randperm(N, generator=generator)[:count].tolist())
+    else:
+        last = N - count
+        first = {"cyclic": index * count, "top": last}.get(selection)
+        if first is None:  # contiguous
+            first = int(torch.randint(last + 1, (), generator=generator))
+        picked = {(first + i) % N for i in range(count)}
+    chosen = {name for i in picked for name in units[i]}
+    return [name for name in names if name in chosen]
 
 
 def residual_A(
@@ -80,6 +102,32 @@ def earlier_directions(loop: Loop, module: str, rank: int) -> Tensor:
     return torch.linalg.qr(A.T.double())[0]
 
 
+def merged_boosters(ensemble: Ensemble, module: str, rank: int) -> list[tuple[Tensor, Tensor]]:
+    """(B (d, r), A (r, k)) of a module's boosters as they are now, the one trained longest ago first.
+
+    A round that trained a booster further has merged it as [B, −B_start] and [A; A_start]. Where the rounds
+    that a start comes from were dropped, the booster counts as a new one.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for boosters in ensemble.active():
+        if module in boosters:
+            B, A = boosters[module]
+            found = [pair for pair in found if not torch.equal(pair[1], A[rank:])]
+            found.append((B[:, :rank], A[:rank]))
+    return found
+
+
+def train_further(ensemble: Ensemble, boosters: Mapping[str, LowRank], most: int) -> None:
+    """Begin from the oldest merged booster on every module that has `most` of them."""
+    for name, booster in boosters.items():
+        merged = merged_boosters(ensemble, name, booster.rank)
+        if len(merged) >= most:
+            B, A = (t.to(booster.A) for t in merged[0])
+            booster.start = B, A
+            booster.A.data.copy_(A)
+            booster.B.data.copy_(B / booster.scale)
+
+
 def hardest_rows(loop: Loop, kappa: int) -> dict[int, list[int]]:
     """step -> training rows for the next κ steps: the half of 2κ steps' rows with the highest loss."""
     first, size = loop.trained_steps, loop.batch_size
@@ -101,3 +149,16 @@ def _ridge(loop: Loop, X: Tensor, target: Tensor, ridge: float) -> Tensor:
     lam = ridge * K.diagonal().sum() / k  # the same λ: trace(XXᵀ) = trace(XᵀX)
     K.diagonal().add_(lam)
     return X.T @ torch.linalg.solve(K, target)
+
+
+def has_stopped_falling(losses: Tensor) -> bool:
+    """Whether the second half's mean is not below the first half's by more than its standard error.
+
+    Parameters
+    ----------
+    losses : Tensor (2n,)
+        Training losses of as many steps, in their order.
+    """
+    before, now = losses.chunk(2)
+    error = ((before.var() + now.var()) / len(now)).sqrt() if len(now) > 1 else torch.zeros(())
+    return bool(before.mean() - now.mean() <= error)

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab import seeds
-from xgblora_lab.lowrank.linear import blocks
 from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
 from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import RANKS, option
 from xgblora_lab.methods.weak_learner import (
+    chosen_units,
     earlier_directions,
     hardest_rows,
+    has_stopped_falling,
     last_directions,
     residual_A,
+    train_further,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class XGBLoRA(Method):
     shrinkage : float
         α_t, factor on a booster at its merge. Below 1 the loss jumps up at every merge, because the booster
         was fitted at full strength.
+    backfit : int or None
+        The most boosters that a module has. Later rounds take the one that was trained longest ago and train
+        it further, with all others fixed, as backfitting does with the terms of an additive model (Friedman
+        and Stuetzle 1981); the peak stays that of one booster. None: no end, and none is trained again.
     norm_penalty : float
         λ in λ(‖A‖² + ‖B‖²), added to the gradient, not to the recorded loss.
     round_warmup : int
@@ -97,6 +102,7 @@ class XGBLoRA(Method):
     unit: str = option("module", choices=UNITS)
     modules_per_round: float = option(1 / 3, above=0)
     shrinkage: float = option(1.0, above=0, high=1)
+    backfit: int | None = option(None, low=1)
     norm_penalty: float = option(0.0, low=0)
     round_warmup: int = option(0, low=0)
     optimizer_state: str = option("fresh", choices=POLICIES)
@@ -117,6 +123,11 @@ class XGBLoRA(Method):
                 "The hardest examples are picked for a known number of steps: use merge='fixed'."
             )
 
+        if self.backfit is not None and (self.shrinkage < 1 or self.subspace == "orthogonal"):
+            raise ValueError(
+                "Boosters are trained further as they are: backfit needs shrinkage=1, subspace='free'."
+            )
+
     def rank_bound(self, modules: int) -> int | None:
         return self.rank
 
@@ -134,22 +145,7 @@ class XGBLoRA(Method):
 
     def choose(self, names: list[str], seed: int, index: int) -> list[str]:
         """The modules of round `index`, in the model's order; depends on the seed and the round alone."""
-        if self.selection == "all":
-            return names
-        units = blocks(names) if self.unit == "block" else [[name] for name in names]
-        N, L = len(units), self.modules_per_round
-        count = max(1, round(L * N)) if L < 1 else min(int(L), N)
-        generator = seeds.generator("modules", seed, index)
-        if self.selection == "random":
-            picked = set(torch.randperm(N, generator=generator)[:count].tolist())
-        else:
-            last = N - count
-            first = {"cyclic": index * count, "top": last}.get(self.selection)
-            if first is None:  # contiguous
-                first = int(torch.randint(last + 1, (), generator=generator))
-            picked = {(first + i) % N for i in range(count)}
-        chosen = {name for i in picked for name in units[i]}
-        return [name for name in names if name in chosen]
+        return chosen_units(names, self.selection, self.unit, self.modules_per_round, seed, index)
 
     def begin_round(self, loop: Loop, index: int) -> Iterable[str]:
         names = self.choose(list(loop.modules), loop.seed, index)
@@ -163,12 +159,18 @@ class XGBLoRA(Method):
             starts = last_directions(loop.ensemble, names)
         for name, A in starts.items():
             self.boosters[name].A.data.copy_(A)
+        if self.backfit is not None:
+            train_further(loop.ensemble, self.boosters, self.backfit)
         if self.subspace == "orthogonal":
             self.taken = {name: earlier_directions(loop, name, self.rank) for name in names}
             self.leave_taken()
         for name, booster in self.boosters.items():
             booster.attach(modules[name])
         return names
+
+    def new_parameters(self, index: int) -> int:
+        fresh = [b for b in self.boosters.values() if b.start is None]
+        return sum(p.numel() for b in fresh for p in b.parameters())
 
     def pick_rows(self, loop: Loop) -> Mapping[int, list[int]]:
         return hardest_rows(loop, self.steps_per_round) if self.examples == "hardest" else {}
@@ -239,16 +241,3 @@ class XGBLoRA(Method):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.carried = {key: value.clone() for key, value in state.items()}
-
-
-def has_stopped_falling(losses: Tensor) -> bool:
-    """Whether the second half's mean is not below the first half's by more than its standard error.
-
-    Parameters
-    ----------
-    losses : Tensor (2n,)
-        Training losses of as many steps, in their order.
-    """
-    before, now = losses.chunk(2)
-    error = ((before.var() + now.var()) / len(now)).sqrt() if len(now) > 1 else torch.zeros(())
-    return bool(before.mean() - now.mean() <= error)
