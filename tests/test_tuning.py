@@ -107,6 +107,28 @@ def test_the_rates_beside_the_best_trial_are_tried_with_its_other_knobs() -> Non
         assert len(found.trials) == count
 
 
+def test_a_rate_that_was_cut_is_run_to_the_end_where_it_lies_beside_the_best() -> None:
+    class Early(Recorder):
+        """Before the decay of the rate, a rate ten times smaller looks best."""
+
+        def __call__(self, trials: Sequence[Trial], share: float) -> list[History | None]:
+            found = super().__call__(trials, share)
+            for trial, run in zip(trials, found, strict=True):
+                if run is not None:
+                    run.scores["early_loss"] = self.loss(math.log10(trial.lr) + 1)
+            return found
+
+    trials = plan("lora", LoRA(lr=1e-3), [{}], 9)
+    run = Early(valley(-2.75))
+    found = tune({"lora": trials}, run, ["lora"])["lora"]
+    assert found.best is not None
+    first = max(math.log10(lr) for share, called in run.calls[1:2] for _, lr in called)
+    assert first < -3.4  # what the cut left over
+    assert math.log10(found.trials[found.best].lr) == pytest.approx(-2.75, abs=1e-3)
+    assert found.edge == ""
+    assert len(found.trials) == 9  # all were there already
+
+
 def test_the_grid_does_not_grow_for_ever_and_says_so() -> None:
     run = Recorder(lambda x: -x)
     plans = {"a": plan("a", LoRA(), [{}], 4), "b": plan("b", LoRA(), [{}], 4)}

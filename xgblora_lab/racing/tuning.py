@@ -27,7 +27,9 @@ RUNG, KEPT = 1 / 2, 1 / 3
 # A method with several sets of knobs begins with so many trials fewer and spends them at the rates beside its
 # best trial: a rate is judged with the other knobs as they are.
 BESIDE = 2
-EXTRA = 4  # further trials a method gets while a rate beside its best one has not been tried
+# Further runs over the whole plan that a method gets while a rate beside its best one has had none. One that
+# was cut counts as not tried: before the rate decays, small rates look better than they end.
+EXTRA = 4
 
 
 @dataclass(frozen=True)
@@ -73,35 +75,46 @@ class Tuned:
         Index of a trial → its run over the whole plan. Trials that were pruned or failed have none.
     best : int or None
         Index of the chosen trial; None where no run finished.
+    whole : set of int
+        Indices of the trials that were run over the whole plan, failed ones among them.
     """
 
     trials: list[Trial]
     runs: dict[int, History] = field(default_factory=dict)
     best: int | None = None
+    whole: set[int] = field(default_factory=set)
 
     @property
     def edge(self) -> str:
-        """On which edge of the rates tried, with its other knobs, the best one is.
+        """On which edge of the rates tried to the end, with its other knobs, the best one is.
 
         "lowest", "highest" or nothing.
         """
-        if self.best is None:
-            return ""
-        top = self.trials[self.best]
-        return edge(top.lr, [trial.lr for trial in self.trials if trial.knobs == top.knobs])
+        return "" if self.best is None else edge(self.trials[self.best].lr, self._tried())
 
-    def beside(self) -> list[Trial]:
-        """The trials at the rates next to the best one's that have not been tried with its other knobs."""
+    def beside(self) -> list[int]:
+        """The trials at the rates beside the best one's that were not run to the end; new ones are added."""
         if self.best is None:
             return []
-        top = self.trials[self.best]
-        tried = [trial.lr for trial in self.trials if trial.knobs == top.knobs]
-        missing = []
-        if top.lr <= min(tried):
-            missing.append(top.at(_round(top.lr / STEP)))
-        if top.lr >= max(tried):
-            missing.append(top.at(_round(top.lr * STEP)))
-        return missing
+        top, tried = self.trials[self.best], self._tried()
+        wanted = [top.at(_round(top.lr / STEP))] if top.lr <= min(tried) else []
+        wanted += [top.at(_round(top.lr * STEP))] if top.lr >= max(tried) else []
+        found = []
+        for trial in wanted:
+            same = [
+                i
+                for i, t in enumerate(self.trials)
+                if t.knobs == top.knobs and math.isclose(t.lr, trial.lr, rel_tol=1e-3)
+            ]
+            if not same:
+                self.trials.append(trial)
+            found.append(same[0] if same else len(self.trials) - 1)
+        return found
+
+    def _tried(self) -> list[float]:
+        assert self.best is not None
+        knobs = self.trials[self.best].knobs
+        return [self.trials[i].lr for i in self.whole if self.trials[i].knobs == knobs]
 
 
 Run = Callable[[Sequence[Trial], float], "list[History | None]"]
@@ -170,6 +183,7 @@ def tune(plans: Mapping[str, Sequence[Trial]], run: Run, adapt: Iterable[str] = 
     while any(going.values()):
         for label, runs in _each(found, going, run, 1.0).items():
             tuned = found[label]
+            tuned.whole |= runs.keys()
             tuned.runs |= {i: history for i, history in runs.items() if history is not None}
             order = list(tuned.runs)
             merits = [merit(history) for history in tuned.runs.values()]
@@ -178,10 +192,9 @@ def tune(plans: Mapping[str, Sequence[Trial]], run: Run, adapt: Iterable[str] = 
         for label, tuned in found.items():
             if label not in adapted:
                 continue
-            further = tuned.beside()[: EXTRA + (BESIDE if tuned.trials[0].knobs else 0) - begun[label]]
-            begun[label] += len(further)
-            going[label] = list(range(len(tuned.trials), len(tuned.trials) + len(further)))
-            tuned.trials += further
+            left = EXTRA + (BESIDE if tuned.trials[0].knobs else 0) - begun[label]
+            going[label] = tuned.beside() if left > 0 else []
+            begun[label] += len(going[label])
     return found
 
 
