@@ -107,6 +107,27 @@ def test_a_library_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pydocs._documents.cache_clear()
 
 
+def test_what_was_parsed_is_kept_and_a_damaged_or_forbidden_cache_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = pydocs._parsed()
+    counted = []
+    monkeypatch.setattr(pydocs, "_parsed", lambda: counted.append(1) or parsed)
+    monkeypatch.setattr(pydocs.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    for content, times in ((None, 1), (None, 1), ("{", 2), (None, 2), ("[]", 3)):
+        if content is not None:
+            (kept,) = (tmp_path / "cache").glob("*.json")
+            kept.write_text(content, encoding="utf-8")
+        pydocs._documents.cache_clear()
+        assert pydocs._documents() == parsed
+        assert len(counted) == times
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setattr(pydocs.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
+    pydocs._documents.cache_clear()
+    assert pydocs._documents() == parsed
+    assert len(counted) == 4
+
+
 def test_the_first_rows_of_every_split_are_of_all_areas() -> None:
     source = pydocs.read()
     for split, table in source.splits.items():

@@ -116,9 +116,8 @@ class LowRank(nn.Module):
     @classmethod
     def fresh(cls, module: nn.Module, A: Tensor, scale: float = 1.0) -> LowRank:
         """Make a booster for a linear map from A (r, k); it changes nothing yet, as its B is 0."""
-        d, _ = weight_shape(module)
         device, dtype = stored_weight(module).device, factor_dtype(module)
-        B = torch.zeros(d, A.shape[0], device=device, dtype=dtype)
+        B = torch.zeros(weight_shape(module)[0], A.shape[0], device=device, dtype=dtype)
         return cls(A.to(device=device, dtype=dtype), B, scale)
 
     @property
@@ -155,7 +154,8 @@ class LowRank(nn.Module):
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0]
         if type(self) is LowRank and self.gate is None and x.dtype == output.dtype == self.A.dtype:
-            A, B = self.A, self.B
+            A: Tensor = self.A
+            B: Tensor = self.B
             if self.start is not None:  # one thin product for both
                 A, B = torch.cat([A, self.start[1]]), torch.cat([B, self.start[0] / -self.scale], 1)
             added: Tensor = _AddLowRank.apply(output, x, A, B, self.scale)

@@ -1,20 +1,27 @@
 """`pydocs`: real English from the running interpreter's own documentation, as rows for a text task.
 
 Docstrings of the standard library are parsed out of its sources (nothing is imported or executed) and joined
-with the language topics that `pydoc` shows. The rows depend on the Python version alone.
+with the language topics that `pydoc` shows. The rows depend on the Python version alone. Parsing takes
+seconds, so what was found is kept in the user's cache folder.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
+import json
 import re
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
+
+from xgblora_lab.files import replaced
 from xgblora_lab.tasks.rows import Source
 from xgblora_lab.tasks.tables import Table
 
@@ -83,6 +90,21 @@ def read(kind: str = "classification") -> Source:
 
 @functools.lru_cache(maxsize=1)
 def _documents() -> dict[str, dict[str, list[str]]]:
+    """What `_parsed` gives, from the user's cache where this Python and this file were there before."""
+    library = Path(sysconfig.get_path("stdlib"))
+    key = _digest("\n".join([sys.version, str(library), Path(__file__).read_text(encoding="utf-8")]))
+    kept = Path(platformdirs.user_cache_dir("xgblora-lab")) / f"pydocs-{key[:16]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        splits: dict[str, dict[str, list[str]]] = json.loads(kept.read_text(encoding="utf-8"))
+        if isinstance(splits, dict) and splits.keys() == {"train", *SHARES}:
+            return splits
+    splits = _parsed()
+    with contextlib.suppress(OSError), replaced(kept) as new:  # without a cache it is parsed again
+        new.write_text(json.dumps(splits), encoding="utf-8")
+    return splits
+
+
+def _parsed() -> dict[str, dict[str, list[str]]]:
     """By split and area, docstrings; a module (a source file) or a topic lies in one split as a whole."""
     splits: dict[str, dict[str, list[str]]] = {split: {} for split in ("train", "dev", "test")}
     seen: set[str] = set()
