@@ -48,7 +48,8 @@ def test_every_method_has_the_same_number_of_trials_over_its_own_knobs() -> None
         found = [t.lr for t in trials]
         assert [b / a for a, b in itertools.pairwise(found)] == pytest.approx([STEP] * 7, rel=1e-4)
         assert type(trials[0].method)().lr in found
-    assert {t.knobs.get("steps_per_round") for t in boosted} == {6, 20, 25, 40, 60, 120}
+    assert {t.knobs.get("steps_per_round") for t in boosted} == {6, 20, 25, 40, 120}
+    assert {t.knobs.get("backfit") for t in boosted} == {None, 2}
     for count in range(4, 17):  # no trial twice
         many = plan("xgblora", XGBLoRA(), XGBLoRA.knobs(120), count)
         assert len({(t.lr, tuple(t.knobs.items())) for t in many}) == count - BESIDE

@@ -18,7 +18,7 @@ from xgblora_lab.lowrank.booster import LowRank, init_A
 from xgblora_lab.lowrank.linear import weight_shape
 from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import check_options, option
-from xgblora_lab.methods.schedules import SCHEDULES, scheduled
+from xgblora_lab.methods.schedules import SCHEDULES, round_lengths, scheduled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -138,16 +138,9 @@ class Method:
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
         """Sets of options, at least one, that a race of `steps` steps tries beside learning rates.
 
-        A method that merges tries rounds of K/20, K/6, K/2, K and K/3 steps, and merging at a plateau where
-        it can; any other has nothing to try unless it says so.
+        A method that merges tries rounds of several lengths; any other has nothing to try unless it says so.
         """
-        if not cls.additive:
-            return [{}]
-        lengths = dict.fromkeys(max(1, round(steps / part)) for part in (20, 6, 2, 1, 3))
-        found: list[dict[str, Any]] = [{"steps_per_round": k} for k in lengths]
-        if any(f.name == "merge" for f in dataclasses.fields(cls)):
-            found.insert(4, {"merge": "plateau", "steps_per_round": 25})
-        return found
+        return round_lengths(steps) if cls.additive else [{}]
 
     # Moments of the loop, in order. Each is told the loop, which knows the model, the modules and the data.
 

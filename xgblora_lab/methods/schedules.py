@@ -1,8 +1,9 @@
-"""How the learning rate changes over a run: five shapes, the same for every method."""
+"""How the learning rate changes over a run, and the lengths of rounds to try."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 SCHEDULES = ("constant", "linear", "cosine", "sqrt", "trapezoid")
 DECAY = 0.3  # the share of the run over which a trapezoid decays
@@ -34,3 +35,9 @@ def scheduled(schedule: str, step: int, total: int) -> float:
         "trapezoid": min(1.0, left / DECAY),
     }
     return shapes[schedule]
+
+
+def round_lengths(steps: int) -> list[dict[str, Any]]:
+    """Options for rounds of K/20, K/6, K, K/3 and K/2 steps, in the order in which a race tries them."""
+    lengths = dict.fromkeys(max(1, round(steps / part)) for part in (20, 6, 1, 3, 2))
+    return [{"steps_per_round": length} for length in lengths]

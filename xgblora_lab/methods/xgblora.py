@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
 from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import RANKS, option
+from xgblora_lab.methods.schedules import round_lengths
 from xgblora_lab.methods.weak_learner import (
     chosen_units,
     earlier_directions,
@@ -128,6 +129,13 @@ class XGBLoRA(Method):
                 "Boosters are trained further as they are: backfit needs shrinkage=1, subspace='free'."
             )
 
+    @classmethod
+    def knobs(cls, steps: int) -> list[dict[str, Any]]:
+        """Rounds of several lengths, two boosters trained in turn, and merging at a plateau."""
+        first, *others = round_lengths(steps)
+        pair = {"steps_per_round": max(1, round(steps / 6)), "backfit": 2}
+        return [first, pair, *others[:2], {"merge": "plateau", "steps_per_round": 25}, *others[2:]]
+
     def rank_bound(self, modules: int) -> int | None:
         return self.rank
 
@@ -169,8 +177,7 @@ class XGBLoRA(Method):
         return names
 
     def new_parameters(self, index: int) -> int:
-        fresh = [b for b in self.boosters.values() if b.start is None]
-        return sum(p.numel() for b in fresh for p in b.parameters())
+        return sum(p.numel() for b in self.boosters.values() if b.start is None for p in b.parameters())
 
     def pick_rows(self, loop: Loop) -> Mapping[int, list[int]]:
         return hardest_rows(loop, self.steps_per_round) if self.examples == "hardest" else {}

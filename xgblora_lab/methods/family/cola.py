@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from xgblora_lab.methods.schedules import round_lengths
 from xgblora_lab.methods.xgblora import XGBLoRA
 
 
@@ -34,3 +35,7 @@ class COLA(XGBLoRA):
     selection: str = "all"
 
     name: ClassVar[str] = "cola"
+
+    @classmethod
+    def knobs(cls, steps: int) -> list[dict[str, Any]]:
+        return round_lengths(steps)  # a chain has links of one length, and none is trained again

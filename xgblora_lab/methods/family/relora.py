@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from xgblora_lab import seeds
 from xgblora_lab.methods.options import option
+from xgblora_lab.methods.schedules import round_lengths
 from xgblora_lab.methods.xgblora import XGBLoRA
 
 PRUNINGS = ("magnitude", "random")
@@ -55,6 +56,10 @@ class ReLoRA(XGBLoRA):
     pruning: str = option("magnitude", choices=PRUNINGS)
 
     name: ClassVar[str] = "relora"
+
+    @classmethod
+    def knobs(cls, steps: int) -> list[dict[str, Any]]:
+        return round_lengths(steps)  # restarts at equal distances, and no pair is trained again
 
     def __post_init__(self) -> None:
         super().__post_init__()
