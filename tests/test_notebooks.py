@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import subprocess
@@ -98,10 +99,60 @@ def stumbles(run: Executed) -> list[str]:
     return [line for line in lines if line.strip() and not progress.search(line)]
 
 
-def in_a_row(first: Path, second: Path, target: Path) -> Path:
-    """A notebook that runs the cells of two others in one kernel, with one set of parameters."""
-    notebook = nbformat.read(first, as_version=4)
-    again = nbformat.read(second, as_version=4).cells
+def with_both(student: Path, instructors: Path, target: Path) -> Path:
+    """The instructor's notebook with the student's blank exercise and its check before every solved one."""
+    notebook = nbformat.read(instructors, as_version=4)
+    blank = iter(cells(student, "exercise"))
+    found: list[nbformat.NotebookNode] = []
+    solved: list[nbformat.NotebookNode] | None = None  # an exercise's cells so far, to its check
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "exercise" in tags:
+            solved = []
+        if solved is None:
+            found.append(cell)
+            continue
+        solved.append(cell)
+        if "check" in tags:
+            again = [next(blank), *copy.deepcopy(solved[1:])]
+            for other in again:
+                other.id = f"blank-{other.id}"
+            found += [*again, *solved]
+            solved = None
+    notebook.cells = found
+    nbformat.write(notebook, target)
+    return target
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(600)
+@by_name(*STUDENTS)
+def test_a_notebook_runs_for_the_student_and_with_the_solutions(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_kernels: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    instructors = path.parent / "instructor" / path.name
+    both = with_both(path, instructors, tmp_path / path.name)
+    out = tmp_path / "out.ipynb"
+    run = run_notebook(both, {"profile": "ci"}, output=out, timeout=120, progress=False)
+    assert stumbles(run) == []
+    statuses = [verdict["status"] for verdict in run.checks]
+    assert statuses == len(cells(path, "check")) * ["unanswered", "right"]
+    checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
+    for cell in checks[::2]:
+        assert re.search(r"not answered yet\. .{10,}", cell.outputs[0].data["text/plain"])
+    assert out.stat().st_size < 4_000_000
+    if sys.platform == "linux":
+        assert run.cpu_seconds is not None
+        assert run.cpu_seconds < 90  # the processor's seconds: a busy machine does not fail this
+        assert run.peak_bytes is not None
+        assert 50e6 < run.peak_bytes < 2e9
+
+
+def twice(path: Path, target: Path) -> Path:
+    """A notebook that runs another's cells twice in one kernel, with one set of parameters."""
+    notebook = nbformat.read(path, as_version=4)
+    again = copy.deepcopy(notebook.cells)
     for cell in again:
         cell.id = f"again-{cell.id}"
         if "parameters" in cell.metadata.get("tags", []):
@@ -113,30 +164,16 @@ def in_a_row(first: Path, second: Path, target: Path) -> Path:
 
 
 @pytest.mark.notebook
-@pytest.mark.timeout(600)
-@by_name(*STUDENTS)
-def test_a_notebook_runs_for_the_student_and_again_with_the_solutions(
+@by_name(STUDENTS[0], STUDENTS[-1])
+def test_a_notebook_runs_again_in_the_same_kernel(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_kernels: None
 ) -> None:
+    """The first one, which every reader runs, and the one that writes files."""
     monkeypatch.chdir(tmp_path)
-    instructors = path.parent / "instructor" / path.name
-    # in one kernel: beside the two versions this shows that a notebook runs twice in a row
-    both = in_a_row(path, instructors, tmp_path / path.name)
-    out = tmp_path / "out.ipynb"
-    run = run_notebook(both, {"profile": "ci"}, output=out, timeout=120, progress=False)
+    twice(path, tmp_path / path.name)
+    run = run_notebook(tmp_path / path.name, {"profile": "ci"}, timeout=120, progress=False)
     assert stumbles(run) == []
-    exercises = len(cells(path, "check"))
-    statuses = [verdict["status"] for verdict in run.checks]
-    assert statuses == exercises * ["unanswered"] + exercises * ["right"]
-    checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
-    for cell in checks[:exercises]:
-        assert re.search(r"not answered yet\. .{10,}", cell.outputs[0].data["text/plain"])
-    assert out.stat().st_size < 4_000_000
-    if sys.platform == "linux":
-        assert run.cpu_seconds is not None
-        assert run.cpu_seconds < 2 * 90  # the processor's seconds: a busy machine does not fail this
-        assert run.peak_bytes is not None
-        assert 50e6 < run.peak_bytes < 2e9
+    assert [verdict["status"] for verdict in run.checks] == 2 * len(cells(path, "check")) * ["unanswered"]
 
 
 def test_the_peak_is_the_kernels_own_and_outlives_what_was_freed(tmp_path: Path) -> None:
@@ -175,7 +212,7 @@ def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=once), path)
     run_notebook(path, progress=False)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        run_notebook(in_a_row(path, path, tmp_path / "twice.ipynb"), progress=False)
+        run_notebook(twice(path, tmp_path / "twice.ipynb"), progress=False)
 
 
 ADDRESS = "https://github.com/xgblora/xgblora_lab"

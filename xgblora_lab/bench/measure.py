@@ -81,7 +81,7 @@ class Measure:
         """Loss of the model as it is now on the probe batch; nan where there is none."""
         if not self.probe_size:
             return math.nan
-        task, size = self.trainer.task, self.trainer.batch_size
+        task, size = self.trainer.task, max(self.trainer.batch_size, 32)  # no graph, little memory
         if self._probe is None:
             split = "dev" if task.size("dev") else "train"
             rows = range(min(self.probe_size, task.size(split)))

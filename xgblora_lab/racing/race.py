@@ -73,6 +73,7 @@ def race(
         Trials of every method over its own knobs (`Method.knobs`) and learning rates a quarter decade apart
         around its default; with the first seed, chosen by the dev score. After half of the steps the worse
         two thirds end. While the rates beside the best one have not been tried, up to four further ones are.
+        With 1, every method runs with its defaults.
     lrs : sequence of float, optional
         Try exactly these learning rates, the same for every method, over the whole run, and no other knob.
     seeds : int, default 3
@@ -207,7 +208,7 @@ def _plans(
             raise ValueError(f"Two methods of the race are the same: {label}.")
         parts = given.split(":")[1:] if isinstance(given, str) else []
         said = {ALIASES.get(key, key) for key in (part.partition("=")[0] for part in parts)}
-        if "lr" in said:
+        if "lr" in said or (lrs is None and trials == 1):
             plans[label] = [Trial(label, method)]
         elif lrs is not None:
             plans[label] = [Trial(label, dataclasses.replace(method, lr=lr)) for lr in lrs]
