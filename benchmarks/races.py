@@ -53,7 +53,18 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         "batch_size": 16,
         "limit": 400,
     }
+    real = {
+        **common,
+        "model": data / "models" / "all-MiniLM-L6-v2",
+        "max_length": 48,
+        "steps": 400,
+        "batch_size": 8,
+        "limit": 1000,
+    }
+    fields = field(lora1=3e-3, xgblora1=3e-3, lora8=3e-3, full=3e-4)
     return {
+        "sst2": {**real, "data": data / "data" / "sst2_sent", "methods": fields},
+        "trec": {**real, "data": data / "data" / "trec", "methods": fields},
         "planted": {
             **planted,
             "methods": field(lora1=1e-2, xgblora1=5.6e-3, lora8=1e-2, xgblora8=5.6e-3, full=1e-3),
