@@ -59,7 +59,7 @@ class PlantedTask:
         for name, (B, A) in truth.items():
             self._base[f"{name}.weight"] = modules[name].weight.detach().clone()
             add_update_(modules[name], B, A)
-        self._initial: dict[str, np.ndarray] = {}  # split -> each sequence's divergence of the base
+        self._initial: dict[str, np.ndarray] = {}  # split -> the first sequences' divergence of the base
 
     def size(self, split: str = "train") -> int:
         """Number of sequences. ValueError where there is no such split."""
@@ -124,7 +124,7 @@ class PlantedTask:
             Where there is no such split.
         """
         loss = float(self.predict(model, split, limit).mean())
-        return {"loss": loss, "relative": loss / float(self._initial_divergence(split)[:limit].mean())}
+        return {"loss": loss, "relative": loss / float(self._initial_divergence(split, limit).mean())}
 
     def predict(self, model: nn.Module, split: str = "dev", limit: int | None = None) -> np.ndarray:
         """Each sequence's mean divergence from the teacher, (n,), in nats; arguments as in `evaluate`."""
@@ -151,10 +151,11 @@ class PlantedTask:
         target = F.log_softmax(target.to(student.dtype), -1)
         return F.kl_div(student, target, reduction="none", log_target=True).sum(-1)
 
-    def _initial_divergence(self, split: str) -> np.ndarray:
-        if split not in self._initial:
-            self._initial[split] = self.predict(_WithWeights(self.teacher, self._base), split)
-        return self._initial[split]
+    def _initial_divergence(self, split: str, limit: int | None) -> np.ndarray:
+        count = self.size(split) if limit is None else min(limit, self.size(split))
+        if split not in self._initial or len(self._initial[split]) < count:
+            self._initial[split] = self.predict(_WithWeights(self.teacher, self._base), split, limit)
+        return self._initial[split][:count]
 
 
 def planted(
