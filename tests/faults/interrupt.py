@@ -1,7 +1,7 @@
 """Ctrl-C at every line: `python tests/faults/interrupt.py` prints how many left a wrong bench behind.
 
 An operation is run again and again, and `KeyboardInterrupt` is raised at its first line, then at its second,
-and so on, until it comes to its end. The lines are those of the package and of `contextlib`, which runs the
+and so on, until it comes to its end. The lines are those of the package and of `contextlib` where it runs the
 package's `with` blocks. After each the bench must be, bit for bit, what it was before the operation or what
 it is after it. The same bench is then used on, and every few interrupts a further round must be that of a run
 without any.
@@ -28,7 +28,7 @@ from faults.small import METHODS, STEP, Reference, Small, Trail, advance, bench_
 import xgblora_lab
 from xgblora_lab.bench import Bench
 
-TRACED = (str(Path(xgblora_lab.__file__).parent), contextlib.__file__)
+PACKAGE = str(Path(xgblora_lab.__file__).parent)
 CHECK = 6  # interrupts between two further rounds
 
 
@@ -54,7 +54,11 @@ class Lines:
         return exception[0] is KeyboardInterrupt
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(TRACED) else None
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_code.co_filename == contextlib.__file__:
+            caller = caller.f_back
+        ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
+        return self._line if ours else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
