@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
 import pytest
 
+from benchmarks.__main__ import main
 from xgblora_lab.methods import METHODS
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmarks")
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out, done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+        assert main(["--quick", "--out", str(out)]) == 0
+    return out, printed.getvalue()
 
 
 def test_every_row_has_a_number_and_says_what_was_to_be_reached(written):

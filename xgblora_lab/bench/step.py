@@ -76,8 +76,7 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.accelerator = model, task, accelerator
         self.batch_size, self.accumulation, self.data_seed = batch_size, accumulation, data_seed
-        lengths = row_lengths(task)
-        self._lengths = np.asarray(lengths) if lengths is not None else None
+        self._lengths = None if (lengths := row_lengths(task)) is None else np.asarray(lengths)
         self._epoch_order: tuple[int, np.ndarray] | None = None
         self.picked: Mapping[int, list[int]] = {}  # step -> rows that a method chose for it
 
@@ -125,8 +124,7 @@ class Trainer:
         Every term of the loss counts the same, however unevenly terms are spread over micro-batches and
         processes: two processes give what one with twice the batch gives.
         """
-        alone = len(batches) == 1 and self.accelerator.num_processes == 1
-        shares = [1.0] if alone else self._shares(batches)
+        shares = [1.0] if len(batches) == self.accelerator.num_processes == 1 else self._shares(batches)
         mean = torch.zeros((), device=self.accelerator.device)
         for batch, share in zip(batches, shares, strict=True):
             with self.accelerator.autocast():
@@ -185,7 +183,9 @@ class Trainer:
 
     def seed_dropout(self, seed: int, index: int) -> None:
         """Seed the global generators, which dropout draws from, for round `index`."""
-        torch.manual_seed(seeds.seed_of("dropout", seed, index, self.accelerator.process_index))
+        on_cpu = self.accelerator.device.type == "cpu"  # torch.manual_seed spends milliseconds on idle GPUs
+        seed_all = torch.default_generator if on_cpu else torch
+        seed_all.manual_seed(seeds.seed_of("dropout", seed, index, self.accelerator.process_index))
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on the accelerator's device."""
@@ -194,5 +194,5 @@ class Trainer:
 
 def state_bytes(optimizers: Sequence[Optimizer]) -> int:
     """Bytes of all tensors in the optimizers' states."""
-    values = (value for o in optimizers for entry in o.state.values() for value in entry.values())
-    return sum(t.numel() * t.element_size() for t in values if isinstance(t, Tensor))
+    values = [value for o in optimizers for entry in o.state.values() for value in entry.values()]
+    return sum(t.nbytes for t in values if isinstance(t, Tensor))
