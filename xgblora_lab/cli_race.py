@@ -40,7 +40,7 @@ def race(
         int,
         typer.Option(
             help="Trials of every method over learning rates a quarter decade apart and its own knobs; "
-            "the worse two thirds end after half of the steps."
+            "the worse two thirds (of few, all but three) end after half of the steps."
         ),
     ] = 6,
     lrs: Annotated[

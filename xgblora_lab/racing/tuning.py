@@ -19,11 +19,11 @@ from xgblora_lab.methods import Method
 from xgblora_lab.racing.summary import best, edge
 
 STEP = 10**0.25  # a quarter decade
-# All trials of a method run the first half of the plan, and the better third of them all of it: what merging
-# gains shows after the first merges, so an earlier cut would end the trials that merge. A trial that goes on
-# begins again, with the same plan and therefore the same curve: no state has to be kept anywhere. That costs
-# 5/6 of all trials in full; a second rung, run again like this, would save nothing more.
-RUNG, KEPT = 1 / 2, 1 / 3
+# All trials of a method run the first half of the plan, and the better third of them, at least three, all of it:
+# what merging gains shows after the first merges, so an earlier cut would end the trials that merge, and among
+# few trials the cut is within the noise. A trial that goes on begins again, with the same plan and therefore the
+# same curve: no state has to be kept anywhere. That costs 5/6 of nine trials in full.
+RUNG, KEPT, LEAST = 1 / 2, 1 / 3, 3
 # A method with several sets of knobs begins with so many trials fewer and spends them at the rates beside its
 # best trial: a rate is judged with the other knobs as they are.
 BESIDE = 2
@@ -178,7 +178,7 @@ def tune(plans: Mapping[str, Sequence[Trial]], run: Run, adapt: Iterable[str] = 
     going = {label: list(range(len(t.trials))) for label, t in found.items()}
     short = {label: going[label] for label in found if label in adapted and len(going[label]) > 3}
     for label, runs in _each(found, short, run, RUNG).items():
-        going[label] = _better(runs, max(2, math.ceil(len(runs) * KEPT)))
+        going[label] = _better(runs, max(LEAST, math.ceil(len(runs) * KEPT)))
     begun = dict.fromkeys(found, 0)
     while any(going.values()):
         for label, runs in _each(found, going, run, 1.0).items():
