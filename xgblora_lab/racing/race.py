@@ -72,7 +72,8 @@ def race(
     trials : int, default 8
         Trials of every method over its own knobs (`Method.knobs`) and learning rates a quarter decade apart
         around its default; with the first seed, chosen by the dev score. After half of the steps the worse
-        two thirds end, or all but three. While the rates beside the best one have not been tried, up to four further ones are.
+        two thirds end, or all but three. While the rates beside the best one have not been tried, up to four
+        further ones are.
         With 1, every method runs with its defaults.
     lrs : sequence of float, optional
         Try exactly these learning rates, the same for every method, over the whole run, and no other knob.

@@ -19,10 +19,10 @@ from xgblora_lab.methods import Method
 from xgblora_lab.racing.summary import best, edge
 
 STEP = 10**0.25  # a quarter decade
-# All trials of a method run the first half of the plan, and the better third of them, at least three, all of it:
-# what merging gains shows after the first merges, so an earlier cut would end the trials that merge, and among
-# few trials the cut is within the noise. A trial that goes on begins again, with the same plan and therefore the
-# same curve: no state has to be kept anywhere. That costs 5/6 of nine trials in full.
+# All trials of a method run the first half of the plan, and the better third of them, at least three, all of
+# it: what merging gains shows after the first merges, so an earlier cut would end the trials that merge, and
+# among few trials the cut is within the noise. A trial that goes on begins again, with the same plan and
+# therefore the same curve: no state has to be kept anywhere. That costs 5/6 of nine trials in full.
 RUNG, KEPT, LEAST = 1 / 2, 1 / 3, 3
 # A method with several sets of knobs begins with so many trials fewer and spends them at the rates beside its
 # best trial: a rate is judged with the other knobs as they are.
