@@ -12,11 +12,10 @@ from test_adapters import PackedLinear
 from torch import nn
 from toy import ToyTask, equal, snapshot
 
-from xgblora_lab.bench import Bench, Checkpoint
+from xgblora_lab.bench import Bench
 from xgblora_lab.bench.hooks import Hook
-from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import dense_weight
-from xgblora_lab.methods import GoRA, LoRA, LoRAGA
+from xgblora_lab.methods import GoRA, LoRA
 from xgblora_lab.methods.family.gradient import mean_gradients
 
 
@@ -203,34 +202,6 @@ def test_the_base_stays_and_the_rounds_come_back(make, tmp_path):
     bench.close()
     assert equal(snapshot(model), base)
     assert not torch.equal(staged[0], staged[1])
-
-
-def lookers():
-    return GoRA(rank=4, r_min=1, passes=2, lr=3e-3), LoRAGA(rank=4, passes=2, lr=3e-3)
-
-
-def in_two_processes(folder):
-    for method in lookers():
-        model = tiny.tiny_gpt2().double()
-        hooks = [Checkpoint(folder / method.name)]
-        bench = Bench(model, ToyTask(), method, steps=4, batch_size=4, hooks=hooks)
-        assert bench.accelerator.num_processes == 2
-        bench.run(progress=False)
-
-
-def test_two_processes_look_at_one_gradient(by_two_processes):
-    for method in lookers():
-        together = Ensemble.load(by_two_processes / method.name)
-        options = {"steps": 4, "probe_size": 0}
-        alone, half = (
-            Bench(tiny.tiny_gpt2().double(), ToyTask(), method, batch_size=n, **options) for n in (8, 4)
-        )
-        alone.run(progress=False), half.run(progress=False)
-        for name in alone.modules:
-            assert together.factors(name)[0].shape == alone.factors(name)[0].shape
-            torch.testing.assert_close(together.update(name), alone.update(name), atol=1e-7, rtol=0)
-        changed = max(float((half.update(n) - alone.update(n)).abs().max()) for n in alone.modules)
-        assert changed > 1e-5  # half the batch is another run
 
 
 def test_bad_options_get_one_clear_sentence():

@@ -11,7 +11,7 @@ from toy import ToyTask
 
 from xgblora_lab.bench import Bench, Checkpoint
 from xgblora_lab.lowrank.ensemble import Ensemble
-from xgblora_lab.methods import XGBLoRA
+from xgblora_lab.methods import GoRA, LoRAGA, Method, XGBLoRA
 
 CASES = {"causal-lm": "kaiming", "classification": "residual"}
 
@@ -26,7 +26,16 @@ def model_of(kind: str) -> torch.nn.Module:
     return tiny.tiny_gpt2(num_labels=2 if kind == "classification" else None).double()
 
 
+def lookers() -> tuple[Method, ...]:
+    """Methods whose start looks at the gradient of all processes' rows."""
+    return GoRA(rank=4, r_min=1, passes=2, lr=3e-3), LoRAGA(rank=4, passes=2, lr=3e-3)
+
+
 def in_two_processes(folder: Path) -> None:
+    for method in lookers():
+        hooks = [Checkpoint(folder / method.name)]
+        bench = Bench(tiny.tiny_gpt2().double(), ToyTask(), method, steps=4, batch_size=4, hooks=hooks)
+        bench.run(progress=False)
     for kind in CASES:
         hooks = [Checkpoint(folder / kind)]
         bench = Bench(model_of(kind), ToyTask(kind), method_of(kind), steps=9, batch_size=4, hooks=hooks)
@@ -50,3 +59,18 @@ def test_two_processes_equal_one_with_twice_the_batch(by_two_processes, kind):
     assert {B.dtype for t in range(3) for B, _ in together[t].values()} == {torch.float64}
     changed = max(float((half.update(n) - alone.update(n)).abs().max()) for n in alone.modules)
     assert changed > 1e-6  # half the batch is another run
+
+
+def test_two_processes_look_at_one_gradient(by_two_processes):
+    for method in lookers():
+        together = Ensemble.load(by_two_processes / method.name)
+        options = {"steps": 4, "probe_size": 0}
+        alone, half = (
+            Bench(tiny.tiny_gpt2().double(), ToyTask(), method, batch_size=n, **options) for n in (8, 4)
+        )
+        alone.run(progress=False), half.run(progress=False)
+        for name in alone.modules:
+            assert together.factors(name)[0].shape == alone.factors(name)[0].shape
+            torch.testing.assert_close(together.update(name), alone.update(name), atol=1e-7, rtol=0)
+        changed = max(float((half.update(n) - alone.update(n)).abs().max()) for n in alone.modules)
+        assert changed > 1e-5  # half the batch is another run
