@@ -284,12 +284,14 @@ def test_every_example_shows_what_its_sentence_says(visit: Callable[..., Any]) -
 @pytest.mark.browser
 def test_it_moves_within_two_seconds_and_plays_to_its_end(visit: Callable[..., Any]) -> None:
     page = visit()
-    page.wait_for_function("window.firstMoved !== undefined")
+    bars = (
+        "[...document.querySelectorAll('#spectrum rect.bar')].map(bar => bar.getAttribute('height')).join()"
+    )
+    early = page.wait_for_function(f"window.firstMoved !== undefined && {bars}").json_value()
     moved = page.evaluate("window.firstMoved")
     print(f"first movement after {moved:.0f} ms")
-    early = page.locator("#spectrum rect.bar").first.get_attribute("height")
     page.locator("#round-text", has_text="round 8 of 8").wait_for()
-    assert page.locator("#spectrum rect.bar").first.get_attribute("height") != early
+    assert page.evaluate(bars) != early
     page.locator("#heard", has_text="After 8 rounds").wait_for()
     assert page.evaluate("location.hash").startswith("#round=8")
     assert moved < 2000
