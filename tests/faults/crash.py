@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is run as a command
 
+import nbformat
 import tiny
 import torch
 from faults.faulty import CRASHED, CRASHES, ERRORS, Disk, in_a_process
@@ -27,11 +28,15 @@ from toy import ToyTask
 
 import xgblora_lab.files as files
 from xgblora_lab.bench import Bench, Checkpoint, History, resume
+from xgblora_lab.course import execute
 from xgblora_lab.disk import digest, recover
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
+from xgblora_lab.racing.race import race
+from xgblora_lab.racing.result import Race
 from xgblora_lab.report import page
 
+LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
 METHODS = {
     "xgblora": XGBLoRA(lr=0.05, steps_per_round=1, modules_per_round=2, selection="random"),
     "lora": LoRA(rank=2, lr=0.05, steps_per_round=1),
@@ -169,6 +174,61 @@ def look_at(target: Path) -> str:
     return digest([(n, str(written[n])) for n in sorted(found)])
 
 
+def run_race(folder: Path) -> None:
+    options = {"lrs": [0.05], "seeds": 2, "steps": 1, "batch_size": 2, "progress": False}
+    race(base(), ToyTask(), [LoRA(rank=1)], out=folder / "race", **options)
+
+
+def look_at_race(folder: Path) -> str:
+    """The result, but for the time it took; single runs are no result yet."""
+    if not (folder / "race" / "race.json").exists():
+        return "nothing"
+    return str(Race.load(folder / "race").table.drop(columns="seconds").to_json())
+
+
+def of_race() -> Operation:
+    with a_folder() as folder:
+        run_race(folder)
+        result = look_at_race(folder)
+
+    def go_on(folder: Path) -> None:  # with the runs that are there
+        run_race(folder)
+        assert look_at_race(folder) == result, "another result"
+
+    return Operation(lambda folder: lambda: run_race(folder), look_at_race, go_on, go_on)
+
+
+def run_lesson(folder: Path, cells: int) -> None:
+    """A notebook's run whose kernel has been there: what is tried is the writing of notebook and page."""
+    done = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", id=str(i)) for i in range(cells)])
+    kept = execute._execute, execute._hidden, execute.to_html
+    execute._execute, execute._hidden = lambda *given: (done, None), lambda *given: None
+    execute.to_html = lambda notebook, title: f"<html>{'cell ' * 5000 * cells}</html>"
+    try:
+        execute.run_notebook(LESSON, output=folder / "run.ipynb", html=folder / "run.html", progress=False)
+    finally:
+        execute._execute, execute._hidden, execute.to_html = kept
+
+
+def look_at_lesson(folder: Path) -> str:
+    notebook, html = folder / "run.ipynb", folder / "run.html"
+    cells = len(nbformat.read(notebook, as_version=4).cells) if notebook.exists() else 0
+    return f"{cells} cells, {look_at(html)}"
+
+
+def of_lesson() -> Operation:
+    def prepare(folder: Path) -> Callable[[], Any]:
+        run_lesson(folder, 1)
+        return lambda: run_lesson(folder, 2)
+
+    def go_on(folder: Path) -> None:
+        run_lesson(folder, 2)
+        assert sorted(p.name for p in folder.iterdir()) == ["run.html", "run.ipynb"]
+        assert look_at_lesson(folder).startswith("2 cells")
+
+    return Operation(prepare, look_at_lesson, go_on, go_on)
+
+
 def look_after_recovery(folder: Path) -> str:
     recover(folder / "merged")
     return look_at(folder / "merged")
@@ -212,6 +272,8 @@ def operations() -> dict[str, Callable[[], Operation]]:
         "export_merged, no swap": without_swap,
         "export_peft": lambda: of_target("adapter", Bench.export_peft),
         "ensemble.save": lambda: of_target("ensemble", lambda bench, path: bench.ensemble.save(path)),
+        "race": of_race,
+        "run, its page": of_lesson,
         "report": lambda: of_target("page.html", write_page),
         "report, new": lambda: of_target("page.html", write_page, old=False),
     }
