@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is trie
 from faults import crash  # noqa: E402  (forks are there)
 
 
-@pytest.mark.parametrize("name", ["drop, rewind, save", "ensemble.save", "report"])
+@pytest.mark.parametrize("name", ["drop, rewind, save", "ensemble.save", "report", "run, its page"])
 def test_a_crash_or_an_error_leaves_the_old_state_or_the_new_one(name: str) -> None:
     counts = crash.try_all(name, every=23)
     assert counts["wrong"] == 0

@@ -100,7 +100,8 @@ def _clear(scratch: Path, path: Path) -> None:
             return  # somebody put something else there since: `old` stays for them to decide
         os.rename(old, path)
         sync(path.parent)
-    shutil.rmtree(scratch, ignore_errors=True)
+    for _ in range(2):  # where a disk refuses once, it would stay, and inside a new folder become a part of it
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
