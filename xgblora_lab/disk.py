@@ -100,7 +100,7 @@ def _clear(scratch: Path, path: Path) -> None:
             return  # somebody put something else there since: `old` stays for them to decide
         os.rename(old, path)
         sync(path.parent)
-    for _ in range(2):  # where a disk refuses once, it would stay, and inside a new folder become a part of it
+    for _ in range(2):  # a disk may refuse once, and what stays inside a new folder would become a part of it
         shutil.rmtree(scratch, ignore_errors=True)
 
 
