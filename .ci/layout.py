@@ -35,7 +35,7 @@ TOP = {
 ROOMS = {
     "lowrank": "spectra linear booster live_weights ensemble export",
     "tasks": "task rows encoding text pydocs planted matrix models identity",
-    "methods": "options optimizers base weak_learner xgblora lora full family/",
+    "methods": "options optimizers schedules base weak_learner xgblora lora full family/",
     "bench": "records hooks step measure fit rewind settings bench checkpoint",
     "racing": "tuning race summary",
     "figures": "",

@@ -11,6 +11,7 @@ from toy import ToyTask, equal, snapshot
 
 from xgblora_lab.bench import Bench, Checkpoint, resume
 from xgblora_lab.bench.hooks import Hook, Stop
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods import LoRA, XGBLoRA
 from xgblora_lab.methods.base import Method
 from xgblora_lab.methods.schedules import SCHEDULES
@@ -256,6 +257,25 @@ def test_backfitting_is_training_two_dense_pairs_in_turn():
     for name in modules.keys() & weights.keys():
         dense = sum(pair[name][0] @ pair[name][1] for pair in pairs)
         assert torch.allclose(bench.update(name), dense, rtol=0, atol=1e-10)
+
+
+def test_a_booster_with_a_start_adds_the_change_since_then_on_both_paths():
+    torch.manual_seed(0)
+    x, (B0, A0), (B, A) = (
+        torch.randn(4, 6),
+        (torch.randn(5, 1), torch.randn(1, 6)),
+        (torch.randn(5, 1), torch.randn(1, 6)),
+    )
+    linear = torch.nn.Linear(6, 5)
+    booster = LowRank(A, B, scale=2.0)
+    booster.start = B0, A0
+    dense = x @ (2 * B @ A - B0 @ A0).T
+    torch.testing.assert_close(booster(x), dense)
+    before = linear(x)
+    booster.attach(linear)
+    torch.testing.assert_close(linear(x), before + dense)  # the fused path
+    merged = booster.factors()
+    torch.testing.assert_close(x @ (merged[0] @ merged[1]).T, dense)
 
 
 def test_backfitting_keeps_the_rank_the_parameters_and_the_peak():

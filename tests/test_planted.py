@@ -33,6 +33,16 @@ def test_the_truth_solves_the_task(name: str) -> None:
     assert task.evaluate(model)["relative"] > 0.5  # merging into the student does not move the teacher
 
 
+def test_a_limited_score_is_relative_to_the_base_on_the_same_rows() -> None:
+    task = planted(tiny_gpt2(), sequences=32, length=8, rank=4)
+    assert task.evaluate(tiny_gpt2(), "train", limit=5)["relative"] == 1.0
+    whole = task.evaluate(tiny_gpt2(), "train")  # after the limited one, over all rows again
+    assert whole["relative"] == 1.0
+    five = task.evaluate(tiny_gpt2(), "train", limit=5)
+    assert five["loss"] != whole["loss"]
+    assert five["relative"] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_the_update_has_the_spectrum_and_the_strength() -> None:
     model = tiny_gpt2()  # Conv1D: weights are stored transposed
     task = planted(model, modules="all-linear", spectrum="1/i", rank=5, strength=0.3, sequences=4)

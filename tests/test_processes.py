@@ -35,6 +35,7 @@ def in_two_processes(folder: Path) -> None:
     for method in lookers():
         hooks = [Checkpoint(folder / method.name)]
         bench = Bench(tiny.tiny_gpt2().double(), ToyTask(), method, steps=4, batch_size=4, hooks=hooks)
+        assert bench.accelerator.num_processes == 2
         bench.run(progress=False)
     for kind in CASES:
         hooks = [Checkpoint(folder / kind)]

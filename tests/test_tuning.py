@@ -12,6 +12,7 @@ from test_summary import history
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
+from xgblora_lab.racing.race import _plans
 from xgblora_lab.racing.tuning import BESIDE, EXTRA, STEP, Trial, plan, rates, tune
 
 
@@ -70,6 +71,16 @@ def test_the_better_third_goes_on_and_the_rest_ends_after_half_of_the_plan() -> 
     whole = Recorder(valley(-3))
     tune({"lora": trials}, whole)  # not adapted: nothing is pruned
     assert (whole.count(1 / 2), whole.count(1.0)) == (0, 9)
+
+
+def test_of_few_trials_three_go_on_and_one_alone_is_the_method_as_it_is() -> None:
+    run = Recorder(valley(-3))
+    tune({"lora": plan("lora", LoRA(lr=1e-3), [{}], 6)}, run, ["lora"])
+    assert (run.count(1 / 2), run.count(1.0)) == (6, 3)
+    plans, adapt = _plans(["lora", "xgblora"], {}, None, 1, 120)
+    assert [[trial.method for trial in trials] for trials in plans.values()] == [[LoRA()], [XGBLoRA()]]
+    assert adapt == []
+    assert _plans(["lora"], {}, None, 2, 120)[1] == ["lora"]
 
 
 def test_a_best_rate_on_an_edge_extends_the_grid_until_it_is_inside() -> None:

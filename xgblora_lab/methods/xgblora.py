@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
 from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import RANKS, option
-from xgblora_lab.methods.schedules import round_lengths
 from xgblora_lab.methods.weak_learner import (
     chosen_units,
     earlier_directions,
@@ -132,7 +131,7 @@ class XGBLoRA(Method):
     @classmethod
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
         """Rounds of several lengths, two boosters trained in turn, and merging at a plateau."""
-        first, *others = round_lengths(steps)
+        first, *others = super().knobs(steps)
         pair = {"steps_per_round": max(1, round(steps / 6)), "backfit": 2}
         return [first, pair, *others[:2], {"merge": "plateau", "steps_per_round": 25}, *others[2:]]
 

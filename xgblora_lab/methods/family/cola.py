@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from xgblora_lab.methods.schedules import round_lengths
 from xgblora_lab.methods.xgblora import XGBLoRA
 
 
@@ -38,4 +37,4 @@ class COLA(XGBLoRA):
 
     @classmethod
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
-        return round_lengths(steps)  # a chain has links of one length, and none is trained again
+        return super(XGBLoRA, cls).knobs(steps)  # a chain has links of one length, and none is trained again

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from xgblora_lab import seeds
 from xgblora_lab.methods.options import option
-from xgblora_lab.methods.schedules import round_lengths
 from xgblora_lab.methods.xgblora import XGBLoRA
 
 PRUNINGS = ("magnitude", "random")
@@ -59,7 +58,7 @@ class ReLoRA(XGBLoRA):
 
     @classmethod
     def knobs(cls, steps: int) -> list[dict[str, Any]]:
-        return round_lengths(steps)  # restarts at equal distances, and no pair is trained again
+        return super(XGBLoRA, cls).knobs(steps)  # restarts at equal distances, and no pair is trained again
 
     def __post_init__(self) -> None:
         super().__post_init__()
