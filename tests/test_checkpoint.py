@@ -12,6 +12,7 @@ from xgblora_lab.bench import Bench, Checkpoint, History, resume
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
+from xgblora_lab.tasks.identity import digest_of_task
 
 
 def bench_of(**options):
@@ -209,6 +210,15 @@ def test_a_run_goes_on_with_its_own_base_and_data_only(tmp_path):
     with pytest.raises(ValueError, match="other data"):
         resume(tmp_path / "run", tiny.tiny_llama(), OtherTask())
     resume(tmp_path / "run", tiny.tiny_llama(), ToyTask()).step()
+
+
+def test_every_row_counts_in_the_digest_of_a_task():
+    task, same, other = ToyTask(rows=3000), ToyTask(rows=3000), ToyTask(rows=3000)
+    other.tokens_[2999, 0] += 1
+    assert digest_of_task(task) == digest_of_task(same) != digest_of_task(other)
+    other.tokens_[2999, 0] -= 1
+    other.tokens_[[1234, 1235]] = other.tokens_[[1235, 1234]]
+    assert digest_of_task(task) != digest_of_task(other)
 
 
 @pytest.mark.parametrize("change", ["nan", "complex", "missing", "cut", "gone"])

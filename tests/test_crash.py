@@ -10,6 +10,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is trie
 
 from faults import crash  # noqa: E402  (forks are there)
 
+from xgblora_lab.racing.cells import Cells  # noqa: E402
+
 
 @pytest.mark.parametrize("name", ["drop, rewind, save", "ensemble.save", "report", "run, its page"])
 def test_a_crash_or_an_error_leaves_the_old_state_or_the_new_one(name: str) -> None:
@@ -18,6 +20,26 @@ def test_a_crash_or_an_error_leaves_the_old_state_or_the_new_one(name: str) -> N
     assert counts["points"] >= 5
     assert counts["old"] > 0
     assert counts["points"] == counts["old"] + counts["new"] + counts["between"]
+
+
+@pytest.mark.parametrize(("name", "every"), [("save", 300), ("run, its page", 70), ("report", 30)])
+def test_ctrl_c_at_any_line_leaves_the_old_state_or_the_new_one(name: str, every: int) -> None:
+    counts = crash.try_all(name, (crash.INTERRUPT,), every)
+    assert counts["wrong"] == 0
+    assert counts["points"] >= 4
+    assert counts["points"] == counts["old"] + counts["new"] + counts["between"]
+
+
+def test_a_race_ends_as_if_no_worker_had_died(monkeypatch) -> None:
+    counts = crash.dead_workers(every=5000)
+    assert counts["points"] == counts["new"] >= 2
+    original = Cells._trained
+
+    def once(cells, waiting):  # the negative: a run that a dead worker takes along is not tried again
+        return cells._spread(waiting) if cells.executor else original(cells, waiting)
+
+    monkeypatch.setattr(Cells, "_trained", once)
+    assert crash.dead_workers(every=5000)["wrong"] >= 2
 
 
 def test_the_harness_sees_a_file_that_is_written_in_place(tmp_path) -> None:
@@ -30,7 +52,7 @@ def test_the_harness_sees_a_file_that_is_written_in_place(tmp_path) -> None:
 
     page = crash.of_target("page.html", careless)
     (tmp_path / "in").mkdir()
-    old, new, count = crash.without_a_fault(page, tmp_path / "in")
+    old, new, count, _ = crash.without_a_fault(page, tmp_path / "in")
     assert count == 3
     found = []
     for at in range(count):

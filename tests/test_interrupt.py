@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from faults.interrupt import OPERATIONS, Lines, Trials, possible
+from faults.faulty import Lines
+from faults.interrupt import OPERATIONS, Trials, possible
 from faults.machine import Machine, play
 from faults.small import METHODS, STEP, Reference, bench_of, differences, seen
 from toy import ToyTask, equal, snapshot

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import pickle
 import statistics
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -24,6 +25,7 @@ from xgblora_lab.racing.summary import paired
 from xgblora_lab.racing.tuning import Trial
 from xgblora_lab.tasks.text import load_task
 
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes are forks")
 METHODS = ["xgblora:k=2", "lora:r=1", LoRA(rank=2), "full:lr=1e-3"]
 
 
@@ -193,9 +195,17 @@ def test_a_run_that_fails_is_named_and_the_race_goes_on(tmp_path, executor):
     assert not (tmp_path / "none").exists()
 
 
+class Forks(Processes):
+    """Processes that are there at once; `test_race_command.py` has those that begin anew."""
+
+    def _new(self):
+        return ProcessPoolExecutor(self.count, multiprocessing.get_context("fork"))
+
+
+@fork
 @pytest.mark.filterwarnings("default")  # of the resource tracker, about the processes that died
 def test_a_dead_worker_costs_its_own_run_alone():
-    with Processes(2) as executor:
+    with Forks(2) as executor:
         methods = ["lora:r=1", Deadly(rank=2)]
         result = run(executor=executor, methods=methods, lrs=[1e-3], seeds=1, steps=2)
     assert result.labels == ["lora:rank=1"]
@@ -203,10 +213,11 @@ def test_a_dead_worker_costs_its_own_run_alone():
     assert "lora:rank=2" in next(iter(result.failures))
 
 
+@fork
 def test_pruning_is_the_same_with_any_number_of_workers(tmp_path):
     options = {"lrs": None, "trials": 6, "steps": 12, "methods": ["xgblora", "lora:r=1"], "seeds": 1}
     here = run(**options)
-    with Processes(2) as executor:
+    with Forks(2) as executor:
         there = run(executor=executor, **options)
     assert here.trials == there.trials
     assert same(here, there)

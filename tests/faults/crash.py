@@ -1,18 +1,21 @@
 """Every crash point of all that writes: `python tests/faults/crash.py` tries them and prints the counts.
 
 Each operation runs again and again in a fresh fork, and each time another of its file operations fails: the
-process dies there, or gets an error. Then a new process looks: it must find the old state or the new one,
+process dies there, or gets an error. With `--lines` Ctrl-C is pressed instead, at every line of the package,
+and a race's worker dies at every line. Then a new process looks: it must find the old state or the new one,
 whole, and must be able to go on. `--every N` tries every N-th point only, `--only NAME` one operation.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is r
 import nbformat
 import tiny
 import torch
-from faults.faulty import CRASHED, CRASHES, ERRORS, Disk, in_a_process
+from faults.faulty import CRASHED, CRASHES, ERRORS, Disk, Lines, in_a_process
 from toy import ToyTask
 
 import xgblora_lab.files as files
@@ -32,10 +35,12 @@ from xgblora_lab.course import execute
 from xgblora_lab.disk import digest, recover
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
+from xgblora_lab.racing.processes import Processes
 from xgblora_lab.racing.race import race
 from xgblora_lab.racing.result import Race
 from xgblora_lab.report import page
 
+INTERRUPT, WORKERS = "interrupt", "race, a worker dies"
 LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "00_start_here.ipynb"
 METHODS = {
     "xgblora": XGBLoRA(lr=0.05, steps_per_round=1, modules_per_round=2, selection="random"),
@@ -174,9 +179,22 @@ def look_at(target: Path) -> str:
     return digest([(n, str(written[n])) for n in sorted(found)])
 
 
-def run_race(folder: Path) -> None:
+class Mortal(Processes):
+    """A race's one worker: the first ends at a line of the package, the next ones live."""
+
+    def __init__(self, stop: int) -> None:
+        self.stops = [stop]
+        super().__init__(1)
+
+    def _new(self) -> ProcessPoolExecutor:
+        lines = Lines(self.stops[-1], dies=len(self.stops) == 1)
+        self.stops.append(0)
+        return ProcessPoolExecutor(1, multiprocessing.get_context("fork"), lines.__enter__)
+
+
+def run_race(folder: Path, executor: Executor | None = None) -> None:
     options = {"lrs": [0.05], "seeds": 2, "steps": 1, "batch_size": 2, "progress": False}
-    race(base(), ToyTask(), [LoRA(rank=1)], out=folder / "race", **options)
+    race(base(), ToyTask(), [LoRA(rank=1)], out=folder / "race", executor=executor, **options)
 
 
 def look_at_race(folder: Path) -> str:
@@ -279,8 +297,8 @@ def operations() -> dict[str, Callable[[], Operation]]:
     }
 
 
-def without_a_fault(operation: Operation, folder: Path) -> tuple[str, str, int]:
-    """What the folder holds before and after, and how many file operations lie between."""
+def without_a_fault(operation: Operation, folder: Path) -> tuple[str, str, int, int]:
+    """What the folder holds before and after, and how many file operations and lines lie between."""
 
     def seen_now() -> str:
         copy = folder.parent / "copy"
@@ -292,15 +310,14 @@ def without_a_fault(operation: Operation, folder: Path) -> tuple[str, str, int]:
     def trial() -> None:
         act = operation.prepare(folder)
         old.write_text(seen_now())
-        disk = Disk("none", 0)
-        disk.install()
-        act()
-        disk.healthy = True
-        count.write_text(str(disk.count))
+        with Disk("none", 0) as disk, Lines() as lines:
+            act()
+        counts.write_text(f"{disk.count} {lines.count}")
 
-    seen, old, count = (folder.parent / name for name in ("seen", "old", "count"))
+    seen, old, counts = (folder.parent / name for name in ("seen", "old", "counts"))
     assert in_a_process(trial) == 0
-    return old.read_text(), seen_now(), int(count.read_text())
+    points, lines = map(int, counts.read_text().split())
+    return old.read_text(), seen_now(), points, lines
 
 
 @contextmanager
@@ -314,19 +331,14 @@ def try_all(name: str, faults: tuple[str, ...] = (*CRASHES, *ERRORS), every: int
     """Counts: points, old, new, between (a whole state of an act of several steps), wrong."""
     operation = operations()[name]()
     with a_folder() as folder:
-        old, new, count = without_a_fault(operation, folder)
+        old, new, points, lines = without_a_fault(operation, folder)
     counts: Counter[str] = Counter()
-    for fault in faults:
-        for at in range(CRASH_OFFSET.get(fault, 0) % every, count, every):
+    for i, fault in enumerate(faults):  # a sample takes other points of each
+        for at in range(i % every, lines if fault == INTERRUPT else points, every):
             with a_folder() as folder:
                 counts["points"] += 1
                 counts[trial_of(operation, folder, fault, at, old, new, several="," in name)] += 1
     return counts
-
-
-CRASH_OFFSET = {
-    fault: i for i, fault in enumerate((*CRASHES, *ERRORS))
-}  # a sample takes other points of each
 
 
 def trial_of(
@@ -336,14 +348,8 @@ def trial_of(
 
     def act() -> None:
         wanted = operation.prepare(folder)
-        disk = Disk(fault, at)
-        disk.install()
-        try:
+        with Lines(at + 1) if fault == INTERRUPT else Disk(fault, at):
             wanted()
-        except OSError as error:
-            if "planned" not in str(error):
-                raise
-        disk.healthy = True
         shutil.copytree(folder, copy, symlinks=True)
         operation.again(folder)
 
@@ -366,15 +372,45 @@ def trial_of(
     return "wrong"
 
 
+def dead_workers(every: int = 1) -> Counter[str]:
+    """A race whose worker dies at one line after the other must end with the result of one that lived."""
+    counts: Counter[str] = Counter()
+    with a_folder() as folder:
+        run_race(folder)
+        result = look_at_race(folder)
+
+    def trial() -> None:
+        with Mortal(stop) as executor:
+            run_race(folder, executor)
+        (folder.parent / "pools").write_text(str(len(executor.stops) - 1))
+        assert look_at_race(folder) == result, "another result"
+
+    for stop in range(1, 1_000_000, every):
+        with a_folder() as folder:
+            right = in_a_process(trial) == 0
+            if right and (folder.parent / "pools").read_text() == "1":  # it came to its end
+                return counts
+            counts["points"] += 1
+            counts["new" if right else "wrong"] += 1
+            if not right:
+                print(f"WRONG: the worker died at line {stop}", file=sys.stderr)
+    return counts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--only", choices=list(operations()))
+    parser.add_argument("--only", choices=[*operations(), WORKERS])
+    parser.add_argument("--lines", action="store_true", help="Ctrl-C and dead workers instead of the disk")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     total: Counter[str] = Counter()
-    for name in [chosen.only] if chosen.only else operations():
-        counts = try_all(name, every=chosen.every)
+    names = [chosen.only] if chosen.only else [*operations(), *[WORKERS] * chosen.lines]
+    for name in names:
+        if name == WORKERS:
+            counts = dead_workers(chosen.every)
+        else:
+            counts = try_all(name, *[(INTERRUPT,)] * chosen.lines, every=chosen.every)
         total += counts
         print(f"{name:24}", *(f"{counts[k]:5} {k}" for k in ("points", "old", "between", "new", "wrong")))
         sys.stdout.flush()

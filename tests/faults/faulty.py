@@ -1,28 +1,33 @@
-"""A disk that fails on purpose: every operation that changes it is counted, and the n-th goes wrong.
+"""What fails on purpose: a disk at its n-th operation that changes it, a process at its n-th line.
 
-Works inside a process that was forked for it, because a crash is `os._exit`: nothing is tidied up. What is
-counted: files opened for writing and what is written to them, folders made, renamed and removed, files
+Works inside a process that was forked for it, because a crash is `os._exit`: nothing is tidied up. Counted on
+the disk: files opened for writing and what is written to them, folders made, renamed and removed, files
 renamed and deleted, fsync, safetensors' own writing, and the swap of two folders.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import os
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import safetensors.torch
 
+import xgblora_lab
 import xgblora_lab.files as files
 
+PACKAGE = str(Path(xgblora_lab.__file__).parent)
 CRASHED = 137
 LONGEST = 150  # seconds, of one trial
 CRASHES = ("kill", "torn", "power")  # the process ends; what comes back later is a new one
@@ -31,7 +36,7 @@ NAMES = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "fsync", "li
 
 
 class Disk:
-    """Counts from `install` on; at operation `at` (from 0) the fault happens.
+    """Counts in a block; at operation `at` (from 0) the fault happens. It stays installed, healthy, after it.
 
     kill: the process ends before the operation. torn: it ends after it, a write being half done. power: as
     kill, and what was not synced is lost: content of files, and renames (but not deletions). full: this and
@@ -49,13 +54,18 @@ class Disk:
         self._open, self._exchange = io.open, files.exchange
         self._serialize = safetensors.torch.serialize_file
 
-    def install(self) -> None:
+    def __enter__(self) -> Disk:
         for name in NAMES:
             setattr(os, name, self._counted(name))
         os.open, os.write = self._os_open, self._os_write
         io.open = builtins.open = self._opened
         safetensors.torch.serialize_file = self._serialized
         files.exchange = self._exchanged
+        return self
+
+    def __exit__(self, *exception: object) -> bool:
+        self.healthy = True
+        return isinstance(exception[1], OSError) and "planned" in str(exception[1])
 
     def operation(self, name: str, needs_space: bool, half: Callable[[], Any], do: Callable[[], Any]) -> Any:
         """Do it, or fail as planned. `half` does a part of it."""
@@ -237,3 +247,46 @@ def in_a_process(work: Callable[[], Any]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Lines:
+    """Counts the lines that run in a block, and presses Ctrl-C at one of them.
+
+    The lines are those of the package and of `contextlib` where it runs the package's `with` blocks.
+
+    Parameters
+    ----------
+    stop : int or None
+        The line at which to interrupt, from 1; None: none.
+    dies : bool
+        End the process there instead.
+    """
+
+    def __init__(self, stop: int | None = None, dies: bool = False) -> None:
+        self.stop, self.dies, self.count, self.where = stop, dies, 0, ""
+
+    def __enter__(self) -> Lines:
+        self._outer = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *exception: object) -> bool:
+        sys.settrace(self._outer)
+        return exception[0] is KeyboardInterrupt
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_code.co_filename == contextlib.__file__:
+            caller = caller.f_back
+        ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
+        return self._line if ours else None
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count == self.stop:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                if self.dies:
+                    os._exit(CRASHED)
+                raise KeyboardInterrupt
+        return self._line

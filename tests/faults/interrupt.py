@@ -1,72 +1,31 @@
 """Ctrl-C at every line: `python tests/faults/interrupt.py` prints how many left a wrong bench behind.
 
 An operation is run again and again, and `KeyboardInterrupt` is raised at its first line, then at its second,
-and so on, until it comes to its end. The lines are those of the package and of `contextlib` where it runs the
-package's `with` blocks. After each the bench must be, bit for bit, what it was before the operation or what
-it is after it. The same bench is then used on, and every few interrupts a further round must be that of a run
-without any.
+and so on, until it comes to its end. After each the bench must be, bit for bit, what it was before the
+operation or what it is after it. The same bench is then used on, and every few interrupts a further round
+must be that of a run without any. `crash.py --lines` does the same and looks at the disk.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is run as a command
 
 import torch
+from faults.faulty import Lines
 from faults.small import METHODS, STEP, Reference, Small, Trail, advance, bench_of, differences, seen
 
-import xgblora_lab
 from xgblora_lab.bench import Bench
 
-PACKAGE = str(Path(xgblora_lab.__file__).parent)
 CHECK = 6  # interrupts between two further rounds
-
-
-class Lines:
-    """Counts the lines that run in a block, and raises at one of them.
-
-    Parameters
-    ----------
-    stop : int or None
-        The line at which to raise, from 1; None: none.
-    """
-
-    def __init__(self, stop: int | None = None) -> None:
-        self.stop, self.count, self.where = stop, 0, ""
-
-    def __enter__(self) -> Lines:
-        self._outer = sys.gettrace()
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *exception: object) -> bool:
-        sys.settrace(self._outer)
-        return exception[0] is KeyboardInterrupt
-
-    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        caller: FrameType | None = frame
-        while caller is not None and caller.f_code.co_filename == contextlib.__file__:
-            caller = caller.f_back
-        ours = caller is not None and caller.f_code.co_filename.startswith(PACKAGE)
-        return self._line if ours else None
-
-    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line":
-            self.count += 1
-            if self.count == self.stop:
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                raise KeyboardInterrupt
-        return self._line
 
 
 def look(bench: Bench) -> None:

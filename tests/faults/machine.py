@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is run as a command
 
 import torch
-from faults.interrupt import Lines, export, look, possible
+from faults.faulty import Lines
+from faults.interrupt import export, look, possible
 from faults.small import METHODS, STEP, TASK, Reference, Small, Trail, bench_of, differences, rewound, seen
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st

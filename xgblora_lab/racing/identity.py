@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.disk import digest, digest_of
 from xgblora_lab.tasks.checkpoint import load_config, location
+from xgblora_lab.tasks.identity import rows_of
 from xgblora_lab.tasks.rows import local_path
 from xgblora_lab.tasks.tables import READERS
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from xgblora_lab.tasks.task import Task
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-ROWS = 256  # of a task, hashed at a time
 
 
 def model_digest(model: str | Path | nn.Module) -> str:
@@ -75,7 +74,7 @@ def data_digest(data: str | Path | Task) -> str:
     truth = [
         (f"truth.{n}.{i}", t) for n, pair in getattr(data, "truth", {}).items() for i, t in enumerate(pair)
     ]
-    return digest([("name", data.name), ("kind", data.kind), *truth, *_rows(data)])
+    return digest([("name", data.name), ("kind", data.kind), *truth, *rows_of(data)])
 
 
 def hook_names(make: Callable[[], Sequence[Hook]] | None) -> list[str]:
@@ -96,15 +95,6 @@ def _described(hook: Hook) -> str:
         if not name.startswith("_") and (isinstance(value, plain) or listed):
             told.append(f"{name}={list(value) if isinstance(value, tuple) else value}")
     return f"{type(hook).__qualname__}({', '.join(told)})"
-
-
-def _rows(task: Task) -> Iterable[tuple[str, Tensor]]:
-    for split in ("train", "dev", "test"):
-        with contextlib.suppress(ValueError):  # there is no such split
-            count = task.size(split)
-            for start in range(0, count, ROWS):
-                batch = task.batch(split, range(start, min(count, start + ROWS)))
-                yield from ((f"{split}.{start}.{name}", batch[name]) for name in sorted(batch))
 
 
 def _files(paths: Iterable[Path]) -> str:

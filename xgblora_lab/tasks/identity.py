@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from xgblora_lab.disk import digest
 from xgblora_lab.tasks.task import Task
 
-ROWS, AT_ONCE = 1024, 64  # of each split; in a batch
+AT_ONCE = 256  # rows in a batch
 
 
 def digest_of_task(task: Task) -> str:
@@ -20,14 +19,35 @@ def digest_of_task(task: Task) -> str:
     Parameters
     ----------
     task : Task
-        Of each split all rows are looked at; of more than 1,024 rows, that many at equal distances.
+        With a `train` split and perhaps `dev` and `test`.
 
     Returns
     -------
     str
         Other rows, another tokenizer or another order of the rows give another digest; another name does not.
     """
-    return digest(_rows(task))
+    return digest([("kind", task.kind), *rows_of(task)])
+
+
+def rows_of(task: Task) -> Iterator[tuple[str, Tensor | int]]:
+    """Every row of a task as the model sees it, in batches, for a digest.
+
+    Parameters
+    ----------
+    task : Task
+        As in `digest_of_task`.
+
+    Yields
+    ------
+    tuple
+        A name and the size of a split, then names and tensors of its batches.
+    """
+    for split in ("train", "dev", "test"):
+        size = task.size(split)
+        yield split, size
+        for start in range(0, size, AT_ONCE):
+            batch = task.batch(split, range(start, min(size, start + AT_ONCE)))
+            yield from ((f"{split}.{start}.{name}", batch[name]) for name in sorted(batch))
 
 
 def digest_of_base(
@@ -67,17 +87,6 @@ def check_digests(saved: Mapping[str, Any], base: str, task: str, where: str) ->
         raise ValueError(f"{where} began with other weights than this model's; load its base afresh.")
     if saved.get("data") != task:
         raise ValueError(f"{where} was trained on other data than this task's; use its own task.")
-
-
-def _rows(task: Task) -> Iterator[tuple[str, Tensor | str | int]]:
-    yield "kind", task.kind
-    for split in ("train", "dev", "test"):
-        size = task.size(split)
-        yield split, size
-        rows = np.unique(np.linspace(0, size - 1, ROWS).astype(int)).tolist() if size else []
-        for start in range(0, len(rows), AT_ONCE):
-            batch = task.batch(split, rows[start : start + AT_ONCE])
-            yield from ((f"{split}.{name}", batch[name]) for name in sorted(batch))
 
 
 def _weights(
