@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import tiny
@@ -13,7 +12,6 @@ from transformers import AutoModelForSequenceClassification
 
 from xgblora_lab.bench import Bench, Checkpoint, resume
 from xgblora_lab.bench.hooks import Hook
-from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import dense_weight
 from xgblora_lab.methods import METHODS, make_method
 
@@ -198,35 +196,3 @@ def test_several_micro_batches_are_one_batch(name):
     once, twice = losses(1), losses(2)
     assert twice == pytest.approx(once, abs=1e-8)
     assert once[0] != once[-1]
-
-
-def in_two_processes(folder: Path) -> None:
-    for name in METHODS:
-        method = make_method(name, **options_of(name))
-        model = tiny.tiny_gpt2().double()
-        bench = Bench(model, ToyTask(), method, steps=6, batch_size=4, hooks=[Checkpoint(folder / name)])
-        assert bench.accelerator.num_processes == 2
-        bench.run(progress=False)
-        decided = [[len(r.modules), r.peak_parameters, r.total_parameters] for r in bench.history]
-        mine = torch.tensor(decided, dtype=torch.float64)
-        updates = torch.cat([bench.update(n).flatten() for n in bench.modules])
-        for tensor in (mine, updates):
-            other = tensor.clone()
-            torch.distributed.broadcast(other, 0)
-            assert torch.equal(tensor, other), name
-        torch.save(updates, folder / f"{name}.pt")
-        bench.close()
-
-
-def test_two_processes_decide_alike_and_equal_one_with_twice_the_batch(by_two_processes):
-    left = by_two_processes
-    for name in METHODS:
-        bench = Bench(
-            tiny.tiny_gpt2().double(), ToyTask(), make_method(name, **options_of(name)), steps=6, batch_size=8
-        )
-        bench.run(progress=False)
-        alone = torch.cat([bench.update(n).flatten() for n in bench.modules])
-        together = torch.load(left / f"{name}.pt", weights_only=True)
-        torch.testing.assert_close(together, alone, atol=1e-7, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-        assert float(alone.norm()) > 1e-3
-    assert Ensemble.load(left / "lora").shapes

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from test_family import options_of
 from toy import ToyTask
 
 from xgblora_lab.bench import Bench, Checkpoint
 from xgblora_lab.lowrank.ensemble import Ensemble
-from xgblora_lab.methods import GoRA, LoRAGA, Method, XGBLoRA
+from xgblora_lab.methods import METHODS, GoRA, LoRAGA, Method, XGBLoRA, make_method
 
 CASES = {"causal-lm": "kaiming", "classification": "residual"}
 
@@ -32,6 +33,7 @@ def lookers() -> tuple[Method, ...]:
 
 
 def in_two_processes(folder: Path) -> None:
+    the_family_in_two_processes(folder / "family")
     for method in lookers():
         hooks = [Checkpoint(folder / method.name)]
         bench = Bench(tiny.tiny_gpt2().double(), ToyTask(), method, steps=4, batch_size=4, hooks=hooks)
@@ -42,6 +44,25 @@ def in_two_processes(folder: Path) -> None:
         bench = Bench(model_of(kind), ToyTask(kind), method_of(kind), steps=9, batch_size=4, hooks=hooks)
         assert bench.accelerator.num_processes == 2
         bench.run(progress=False)
+
+
+def the_family_in_two_processes(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in METHODS:
+        method = make_method(name, **options_of(name))
+        model = tiny.tiny_gpt2().double()
+        bench = Bench(model, ToyTask(), method, steps=6, batch_size=4, hooks=[Checkpoint(folder / name)])
+        assert bench.accelerator.num_processes == 2
+        bench.run(progress=False)
+        decided = [[len(r.modules), r.peak_parameters, r.total_parameters] for r in bench.history]
+        mine = torch.tensor(decided, dtype=torch.float64)
+        updates = torch.cat([bench.update(n).flatten() for n in bench.modules])
+        for tensor in (mine, updates):
+            other = tensor.clone()
+            torch.distributed.broadcast(other, 0)
+            assert torch.equal(tensor, other), name
+        torch.save(updates, folder / f"{name}.pt")
+        bench.close()
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -75,3 +96,17 @@ def test_two_processes_look_at_one_gradient(by_two_processes):
             torch.testing.assert_close(together.update(name), alone.update(name), atol=1e-7, rtol=0)
         changed = max(float((half.update(n) - alone.update(n)).abs().max()) for n in alone.modules)
         assert changed > 1e-5  # half the batch is another run
+
+
+def test_every_method_decides_alike_in_two_processes(by_two_processes):
+    left = by_two_processes / "family"
+    for name in METHODS:
+        bench = Bench(
+            tiny.tiny_gpt2().double(), ToyTask(), make_method(name, **options_of(name)), steps=6, batch_size=8
+        )
+        bench.run(progress=False)
+        alone = torch.cat([bench.update(n).flatten() for n in bench.modules])
+        together = torch.load(left / f"{name}.pt", weights_only=True)
+        torch.testing.assert_close(together, alone, atol=1e-7, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        assert float(alone.norm()) > 1e-3
+    assert Ensemble.load(left / "lora").shapes
