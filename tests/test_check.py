@@ -210,6 +210,21 @@ def test_a_function_that_is_right_in_one_case_alone_fails() -> None:
     assert "1 of 2 numbers" in check.function("4", lambda x: [x, x], [((3,), [3, 9])]).message
 
 
+def test_a_function_gets_copies_and_is_told_when_it_changes_them() -> None:
+    base = torch.ones(2, 2)
+
+    def careless(weight: torch.Tensor, pairs: list[torch.Tensor]) -> torch.Tensor:
+        for pair in pairs:
+            weight += pair
+        return weight
+
+    cases = [((base, [torch.ones(2, 2)]), 2 * torch.ones(2, 2))]
+    found = check.function("8.1", careless, cases)
+    assert (found.status, base.sum()) == ("wrong", 4)
+    assert "changes what it was given" in found.message
+    assert check.function("8.1", lambda w, pairs: careless(w.clone(), pairs), cases).passed
+
+
 def test_a_verdict_is_shown_in_words_and_kept_for_machines() -> None:
     shown = check.number("1.<1>", "<b>`x`", 3)._repr_mimebundle_()
     assert shown["text/plain"].startswith("△ Exercise 1.<1>: another kind of answer is wanted. ")

@@ -454,7 +454,7 @@ print("the same rounds again: the same losses, and weights equal bit for bit")
 # Return the weight as it was after *t* rounds, and leave the base as it is.
 
 # %%
-base_weight = bench.weights.base(planted)
+base_weight = bench.weights.base(planted)  # a copy: the bench keeps its own
 boosters = [bench.ensemble[t].get(planted) for t in range(rounds)]
 print("booster in round:", ["none" if pair is None else "B A" for pair in boosters])
 

@@ -48,6 +48,16 @@ def as_array(value: Any) -> np.ndarray | None:
         return None
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values hold the same numbers; of what holds none, nothing is said."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    a, b = as_array(one), as_array(other)
+    return a is None or b is None or np.array_equal(a, b, equal_nan=True)
+
+
 def near(value: float, target: float, tolerance: float) -> bool:
     """Whether a number is the target, within a share of it (of 1, where it is 0)."""
     return abs(value - target) <= (tolerance * abs(target) if target else tolerance) + 1e-12 * abs(target)

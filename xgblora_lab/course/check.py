@@ -6,6 +6,7 @@ keeps a machine-readable twin of it in the cell's output, so that a run can coun
 
 from __future__ import annotations
 
+import copy
 import html
 import math
 import re
@@ -212,7 +213,9 @@ def function(
     hints: Hints = (),
     because: str = "",
 ) -> Verdict:
-    """Check that the reader's function returns what it should.
+    """Check that the reader's function returns what it should, and leaves its arguments as they were.
+
+    It gets copies of them, so that a mistake spoils nothing of the run.
 
     Parameters
     ----------
@@ -241,10 +244,14 @@ def function(
         right = answers.as_array(expected)
         if right is None or not np.isfinite(right).all():
             return _unknown(exercise)
+        given = _copied(arguments)
         try:
-            result = answer(*arguments)
+            result = answer(*given)
         except Exception as error:  # whatever the reader's code raises is the reader's to see, in a sentence
             return Verdict(exercise, "wrong", f"{call} raised {type(error).__name__}: {error}")
+        if not answers.alike(given, arguments):
+            text = f"{call} changes what it was given. Work on a copy, or make something new."
+            return Verdict(exercise, "wrong", text)
         if answers.blank(result):
             if results:
                 return Verdict(
@@ -265,10 +272,17 @@ def function(
     return Verdict(exercise, "wrong", _hint(hints, lambda f: _same(f, results, tolerance)) or wrong.rstrip())
 
 
+def _copied(arguments: Sequence[Any]) -> Sequence[Any]:
+    try:
+        return copy.deepcopy(arguments)
+    except Exception:  # an object of any library may stand here, and not every one can be copied
+        return arguments
+
+
 def _same(mistake: Any, results: list[tuple[Sequence[Any], np.ndarray]], tolerance: float) -> bool:
     """Tell whether a typical mistake returns in every case what the reader's function returns."""
     try:
-        made = [answers.as_array(mistake(*arguments)) for arguments, _ in results]
+        made = [answers.as_array(mistake(*_copied(arguments))) for arguments, _ in results]
     except Exception:  # this mistake cannot be made on these arguments
         return False
     pairs = zip(made, results, strict=True)

@@ -9,7 +9,9 @@ cells' text, and one kernelspec.
 In a code cell tagged `exercise`, the lines from `# solution: rank = None  # your answer: a number` to
 `# end` are the instructor's; the student finds what stands after the colon in their place. A cell tagged
 `solution` is for the instructor alone. A cell tagged `check` is one call of `xgblora_lab.check`, shown
-collapsed. Both notebooks begin with the badges and with the cell that installs the package on Colab.
+collapsed, as is a cell tagged `folded`, which holds what must be there and teaches nothing. What is meant for the
+formatter (`# fmt: skip`) stays in the source. Both notebooks begin with the badges and with the cell that installs
+the package on Colab.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ INSTRUCTOR = "instructor"  # the folder of the versions with solutions, beside t
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _START = re.compile(r"( *)# solution(?:: *(.+))?")
 _END = re.compile(r" *# end")
+_FORMATTER = re.compile(r"[ \t]*# fmt: (?:skip|off|on)$", re.MULTILINE)  # a word to ruff, not to the reader
 _COLAB = "https://colab.research.google.com"
 _INSTALL = """\
 # On Colab this installs the lab and what Colab lacks for it; anywhere else it does nothing.
@@ -214,9 +217,10 @@ def version(cells: list[NotebookNode], *, instructor: bool) -> list[NotebookNode
         if "solution" in tags and not instructor:
             continue
         if cell.cell_type == "code":
-            cell.source = _solve_or_blank(cell.source, "exercise" in tags, instructor)
+            cell.source = _FORMATTER.sub("", _solve_or_blank(cell.source, "exercise" in tags, instructor))
         if "check" in tags:
             _one_check(cell.source)
+        if "check" in tags or "folded" in tags:
             cell = _collapsed(cell)
         found.append(cell)
     return found

@@ -37,11 +37,11 @@ class LiveWeights:
             self._keep(name)
 
     def base(self, name: str) -> Tensor:
-        """The base weight of a module, (d, k), on the CPU. KeyError for a module that is not here."""
+        """A copy of a module's base weight, (d, k), on the CPU. KeyError for a module that is not here."""
         module = self.modules[name]
         if name not in self._base:
-            return dense_weight(module).detach().cpu()
-        return oriented(module, self._base[name])
+            return dense_weight(module).detach().to("cpu", copy=True)
+        return oriented(module, self._base[name]).clone()
 
     def merge(self, boosters: Boosters) -> None:
         """Add one round's boosters, scale and shrinkage folded in; KeyError for a module that is not here."""
