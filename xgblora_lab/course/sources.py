@@ -9,9 +9,9 @@ cells' text, and one kernelspec.
 In a code cell tagged `exercise`, the lines from `# solution: rank = None  # your answer: a number` to
 `# end` are the instructor's; the student finds what stands after the colon in their place. A cell tagged
 `solution` is for the instructor alone. A cell tagged `check` is one call of `xgblora_lab.check`, shown
-collapsed, as is a cell tagged `folded`, which holds what must be there and teaches nothing. What is meant for the
-formatter (`# fmt: skip`) stays in the source. Both notebooks begin with the badges and with the cell that installs
-the package on Colab.
+collapsed, as is a cell tagged `folded`, which holds what must be there and teaches nothing. What is meant for
+the formatter (`# fmt: skip`) stays in the source. Both notebooks begin with the badges and with the cell that
+installs the package on Colab.
 """
 
 from __future__ import annotations
