@@ -40,9 +40,9 @@ first_look()
 #
 # **You will be able to**
 #
-# 1. say what machine this notebook runs on, and choose the size of the runs that fits it;
-# 2. tell whether the lab works here, from the first training step to the last figure;
-# 3. find the notebook that answers your question;
+# 1. say what boosting is, what is *gradient* about it, and where boosters are not trees;
+# 2. tell whether the lab works here, and which size of run fits your machine;
+# 3. find the notebook that answers your question, and look up a word;
 # 4. use parameters, exercises and checks, start over, and find help.
 #
 # Run the cells from top to bottom. A cell that works has a number in front of it; the next one can
@@ -52,9 +52,7 @@ first_look()
 profile: str = "laptop"  # "ci" (seconds), "laptop" (half a minute) or "classroom" (more rounds)
 seed: int = 0  # decides what is drawn at random
 
-# %%
-import os
-import platform
+# %% tags=["folded"]
 import re
 import sys
 import tempfile
@@ -63,16 +61,19 @@ from importlib import metadata
 from pathlib import Path
 
 import ipywidgets
+import numpy as np
 import pandas as pd
-import psutil
 import torch
 from IPython.display import Markdown, display
+from sklearn.ensemble import GradientBoostingRegressor
 
-import xgblora_lab
 from xgblora_lab import Bench, Ensemble, Spectrum, XGBLoRA, check, figures, load, matrix
 from xgblora_lab.course import sources
+from xgblora_lab.course.board import pick, say
 from xgblora_lab.course.gallery import lesson
+from xgblora_lab.course.machine import here, suited
 from xgblora_lab.course.parameters import parameters_of
+from xgblora_lab.course.pictures import boosted_stumps
 
 #            size, rounds, κ of the matrix | rounds, κ of the transformer
 profiles = {
@@ -80,84 +81,91 @@ profiles = {
     "laptop": ((24, 6, 80), (3, 5)),
     "classroom": ((32, 12, 100), (6, 10)),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-(size, rounds, kappa), (deep_rounds, deep_kappa) = profiles[profile]
-
-
-def say(text: str) -> None:
-    """A sentence whose facts come from this machine or this run."""
-    display(Markdown(f"> {text}"))
-
+(size, rounds, kappa), (deep_rounds, deep_kappa) = pick(profile, profiles)
 
 # %% [markdown]
-# ## 1 · Where am I?
+# ## 1 · What is boosting?
 #
-# The next cell asks the machine. Nothing is sent anywhere.
-
+# Here are sixty points on a line, with noise. A **weak learner** is a model that is too simple for them: a
+# tree with a single split, which knows two values only.
+#
+# Boosting adds many of them. Each **round** looks at what is left, the **residual** *y* − prediction. It fits
+# one small tree to the residual, and adds a part of that tree. Then it looks again.
+#
+# **Question.** Where will the second tree put its split? Guess, then drag the slider.
 
 # %%
-def place() -> str:
-    """Who runs this notebook, as far as the environment tells."""
-    if "google.colab" in sys.modules:
-        return "Google Colab"
-    signs = {
-        "BINDER_SERVICE_HOST": "Binder",
-        "BINDER_REQUEST": "Binder",
-        "KAGGLE_KERNEL_RUN_TYPE": "Kaggle",
-        "JUPYTERHUB_USER": "a JupyterHub",
-        "VSCODE_PID": "VS Code on your own machine",
-    }
-    return next((name for key, name in signs.items() if key in os.environ), "Jupyter on your own machine")
+random = np.random.default_rng(seed)
+x = np.linspace(0, 1, 60)
+y = np.sin(7 * x) + random.normal(0, 0.2, 60)
+trees = GradientBoostingRegressor(max_depth=1, n_estimators=40, learning_rate=0.5).fit(x[:, None], y)
+stages = [np.full(60, y.mean()), *trees.staged_predict(x[:, None])]  # after 0, 1, 2, … trees
+boosted_stumps(x, y, stages[:14])
 
+# %% [markdown]
+# No tree is ever changed. Each one is small, and stands on all before it. In scikit-learn the curve after
+# every round is called *staged*, and this course uses the same word.
+#
+# **Question.** What is *gradient* about it? Take the squared loss, and ask: in which direction must each
+# *prediction* move to lower the loss?
 
-def memory() -> float:
-    """Bytes that this process may use: the machine's, or the container's limit where that is less."""
-    total = psutil.virtual_memory().total
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such limit here
-            continue
-    return total
-
-
-gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-here = {
-    "place": place(),
-    "system": f"{platform.system()} on {platform.machine()}",
-    "Python": platform.python_version(),
-    "xgblora_lab": xgblora_lab.__version__,
-    "PyTorch": torch.__version__,
-    "GPU": gpu,
-    "processors": f"{os.cpu_count()}; PyTorch uses {torch.get_num_threads()}",
-    "memory": f"{memory() / 2**30:.1f} GiB, {psutil.virtual_memory().available / 2**30:.1f} GiB free",
-} | {name: metadata.version(name) for name in ("transformers", "accelerate", "peft", "plotly")}
-display(pd.Series(here, name="here").to_frame())
-
-if memory() < 2 * 2**30:
-    suited = "ci"
-elif gpu == "none":
-    suited = "laptop"
-else:
-    suited = "classroom"
+# %%
+predicted = torch.tensor(stages[3], requires_grad=True)
+(0.5 * (torch.tensor(y) - predicted).square().sum()).backward()
+downhill = -predicted.grad.numpy()
+assert np.allclose(downhill, y - stages[3])  # the residual is the negative gradient
+squares = [float(np.mean((y - stage) ** 2)) for stage in stages]
+assert (np.diff(squares) <= 0).all()  # every tree lowers what is left
 say(
-    f'This is **{here["place"]}**. The profile that suits it: `"{suited}"`. '
-    + {
-        "ci": "There is little memory here, so keep the runs small.",
-        "laptop": "No GPU is needed: all notebooks run on the processor at this size.",
-        "classroom": "There is a GPU, so that larger runs are quick.",
-    }[suited]
+    f"Minus the gradient is the residual, at all {len(y)} points. {len(stages) - 1} trees have lowered the "
+    f"mean squared residual from {squares[0]:.3f} to {squares[-1]:.3f}."
 )
 
 # %% [markdown]
-# ## 2 · Does everything work?
+# So a round is **one step of gradient descent, taken with a weak learner**: the tree is the best step that a
+# tree can make. For another loss, the residual is replaced by minus its gradient. Nothing else changes.
+#
+# XGBLoRA does the same with the weights of a network:
+#
+# | boosted trees | XGBLoRA |
+# | --- | --- |
+# | the model is a sum of trees | the weight is W + a sum of **boosters** BA |
+# | weak learner: a tree with few splits | weak learner: a matrix of rank 1 |
+# | residual: what the trees so far leave over | residual loss: the loss of the weight so far |
+# | a round fits one tree, then it stays | a round trains one booster, then it is merged |
+# | gradient: in the space of predictions | gradient: in the space of weights |
+# | shrinkage, early stopping, subsampling | the same three, by the same names |
+# | gain of a feature | gain of a module |
+#
+# Where does the analogy break?
+#
+# - Trees add up to the *prediction*. Boosters add up to a *weight*, and what a weight does to the prediction
+#   goes through all layers above it.
+# - A tree is fitted in one go, as well as a tree can be. A booster is trained by steps of Adam, and may be
+#   merged half-trained.
+# - Trees stay a list. Boosters melt into one matrix: a model with a thousand of them is as fast as before.
+# - A network can be trained as a whole, so boosting has a rival that trees do not have: **LoRA**, which
+#   trains all its directions together. Who wins is a question of the next ten notebooks.
+
+# %% [markdown]
+# ## 2 · Where am I?
+#
+# The next cell asks the machine. Nothing is sent anywhere.
+
+# %%
+facts = here()
+display(pd.Series(facts, name="here").to_frame())
+best, why = suited()
+say(f'This is **{facts["place"]}**. The profile that suits it: `"{best}"`. {why}')
+
+# %% [markdown]
+# ## 3 · Does everything work?
 #
 # A self-test, in the order in which the course needs things. Every part either says what it found or stops
 # with a sentence.
 #
 # First, training: find a small matrix, round by round. The update starts at zero. Each booster has
-# rank 1, so that after *t* rounds the update has rank *t*.
+# rank 1, so that after *t* rounds the update has rank *t*. (The first round is round 0, as Python counts.)
 
 # %%
 started = time.perf_counter()
@@ -235,7 +243,7 @@ say(
 say(f"**Everything works here.** The self-test took {time.perf_counter() - started:.0f} seconds.")
 
 # %% [markdown]
-# ## 3 · What will I learn?
+# ## 4 · What will I learn?
 #
 # The table is read from the notebooks themselves. In JupyterLab its titles are links.
 
@@ -260,7 +268,27 @@ display(Markdown("\n".join(rows)))
 # - **Your own question:** read the second column.
 
 # %% [markdown]
-# ## 4 · How a notebook is used
+# ## 5 · Words
+#
+# | word | what it means here |
+# | --- | --- |
+# | **booster** | a pair B (one column) and A (one row) on one module; it adds the product BA to a weight |
+# | **round** | attach fresh boosters, train them, merge them; the first one is round 0 |
+# | **κ** | kappa, the optimizer steps in a round |
+# | **rank** | how many pictures of rank 1 an update is a sum of |
+# | **effective rank** | over how many directions an update is spread, small ones counting for little |
+# | **α**, **scale** | the factor on BA is α / rank |
+# | **shrinkage** | the part of a booster that is merged |
+# | **probe** | a fixed batch on which no round trains; its loss is comparable between rounds |
+# | **residual loss** | the loss that the next booster faces |
+# | **nat** | the unit of a loss made with the natural logarithm; 0.69 nats are one bit |
+# | **module** | one linear map of a network, with a weight matrix |
+# | `q_proj` `k_proj` `v_proj` `o_proj` | a layer's attention: the maps to queries, keys, values, and back |
+# | `gate_proj` `up_proj` `down_proj` | the layer's other half, its small network of two widths |
+# | **peak**, **total** | numbers trained at one moment; summed over all rounds |
+# | **dev**, **test** | the split that may choose; the split that is looked at once, at the end |
+#
+# ## 6 · How a notebook is used
 #
 # **A guess first.** Sections ask a question before they answer it. Write down a guess, on paper or in a
 # cell of your own. A wrong guess is where the learning is.
@@ -283,10 +311,8 @@ for path in sources.shipped():
 
 # %%
 for answer in (None, "many", 1, rounds):
-    verdict = check.number(
-        "0.1", answer, rounds, unit="directions", hints={1: "That is one booster. How many were added?"},
-        because="Each of them added a direction.",
-    )  # fmt: skip
+    hints = {1: "That is one booster. How many were added?"}
+    verdict = check.number("0.1", answer, rounds, hints=hints, because="Each of them added a direction.")
     print(f"{answer!s:>4}:  {verdict}")
 
 # %% [markdown]
@@ -316,7 +342,8 @@ print("the notebooks lie in:", sources.folder().name)
 # %% [markdown]
 # ## What to take away
 #
-# - Section 1 says which `profile` suits this machine. Put it into the parameters of the other notebooks.
+# - Boosting adds weak learners, each fitted to what the others leave. A round is a step of gradient descent.
+# - Section 2 says which `profile` suits this machine. Put it into the parameters of the other notebooks.
 # - If every cell above ran, the lab works here.
 # - Guess, run, compare. Then do the exercises.
 #
@@ -329,5 +356,7 @@ print("the notebooks lie in:", sources.folder().name)
 #   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)
 # - Y. Zhang and others. *Less is More: Extreme Gradient Boost Rank-1 Adaption for Efficient Finetuning of
 #   LLMs.* [arXiv 2410.19694](https://arxiv.org/abs/2410.19694)
+# - J. H. Friedman. *Greedy function approximation: a gradient boosting machine.* Annals of Statistics 29,
+#   2001.
 # - T. Chen, C. Guestrin. *XGBoost: A Scalable Tree Boosting System.*
 #   [arXiv 1603.02754](https://arxiv.org/abs/1603.02754)

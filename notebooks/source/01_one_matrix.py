@@ -219,7 +219,7 @@ def start_of_A(rank: int, t: int = 0) -> torch.Tensor:
 
 inputs = torch.eye(size)  # every unit vector once: the output is then the weight itself
 pair = LoRALinear(torch.zeros(size, size), start_of_A(1))
-print("a fresh pair changes:", float((pair(inputs) - inputs @ pair.W.T).abs().max()))
+print("a fresh pair changes:", float((pair(inputs) - inputs @ pair.W.T).detach().abs().max()))
 for name, A in (("A random", start_of_A(1)), ("A zero too", torch.zeros(1, size))):
     pair = LoRALinear(torch.zeros(size, size), A)
     (0.5 * (pair(inputs) - target.T).square().sum()).backward()
@@ -276,7 +276,7 @@ with Bench(model, task, XGBLoRA(**options), steps=steps, batch_size=1, seed=seed
 in_bench = np.array([loss for record in library for loss in record.losses]) / task.floor(0)
 loss_gap = float(np.abs(np.array(scratch) / in_bench - 1).max())
 weight_gap = float((W_scratch - W_library).norm() / W_library.norm())
-assert loss_gap < 0.02  # at every step, relative to the loss there; float32 rounds, and Adam amplifies
+assert loss_gap < 1e-3  # at every step, relative to the loss there; float32 rounds each in its own order
 assert weight_gap < 1e-3
 say(f"The losses differ by {loss_gap:.1e} of themselves at most, the weights by {weight_gap:.1e}.")
 
@@ -709,7 +709,7 @@ check.number(
 # Section 2: greedy and joint agree when boosters are exact.
 assert np.allclose(by_hand, tails, rtol=1e-4)
 # Section 3: fifteen lines and the library agree.
-assert loss_gap < 0.02
+assert loss_gap < 1e-3
 assert weight_gap < 1e-3
 # Section 4: LoRA stops on the tail of its rank; at full rank there is none.
 assert all(0.999 < final(lora[r]) / relative_floor[r] < 1.01 for r in ranks if r < size)
