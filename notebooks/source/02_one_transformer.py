@@ -44,16 +44,15 @@ hidden: str = "layers.3.self_attn.o_proj"  # the module in which the update is p
 strength: float = 2.0  # size of the planted update, relative to the weight that it changes
 progress: bool = True  # show progress bars
 
-# %%
+# %% tags=["folded"]
 import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from transformers.utils import logging
 
 from xgblora_lab import (
@@ -70,6 +69,7 @@ from xgblora_lab import (
     race,
     spectra,
 )
+from xgblora_lab.course.board import chart, line, pick, say
 from xgblora_lab.lowrank.booster import LowRank, attached, init_A
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
@@ -81,19 +81,12 @@ profiles = {
     "laptop": ((12, 20, 16), 64, (0.01, 0.03, 0.1), (8, 50, 3000, 32)),
     "classroom": ((32, 30, 16), 128, (0.003, 0.01, 0.03, 0.1), (16, 75, 3000, 64)),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-(rounds, steps_per_round, length), merges, lrs, (doc_rounds, doc_steps, doc_rows, doc_length) = profiles[
-    profile
-]
+sizes, merges, lrs, of_docs = pick(profile, profiles)
+rounds, steps_per_round, length = sizes
+doc_rounds, doc_steps, doc_rows, doc_length = of_docs
 steps = rounds * steps_per_round  # the budget of every run on the planted task
 bars = progress and profile != "ci"
 scratch = tempfile.TemporaryDirectory()  # for the files of section 10; gone when the kernel stops
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 # %% [markdown]
@@ -121,6 +114,7 @@ model, task = load(
 (planted,) = task.truth  # the full name of the module that was changed
 targets = planted.split(".")[-1]  # boosters may go on every module of that kind
 
+# %%
 sizes = [p.numel() for p in model.parameters()]
 print(f"{type(model).__name__} with {sum(sizes):,} parameters in {model.config.num_hidden_layers} layers")
 print(f"changed in the teacher: {planted}, a weight of {tuple(model.get_submodule(planted).weight.shape)}")
@@ -164,7 +158,7 @@ print("logits equal, bit for bit:", torch.equal(before, after))
 #
 # A round is four things.
 #
-# 1. **Choose** some modules, here two of four by lot, and attach a fresh booster to each.
+# 1. **Choose** some modules, here two of four at random, and attach a fresh booster to each.
 # 2. **Fit** the boosters for `steps_per_round` optimizer steps. Everything else is frozen.
 # 3. **Merge** them: *W* ← *W* + *BA*. Nothing is attached any more.
 # 4. **Record** what happened.
@@ -197,8 +191,12 @@ say(
 )
 
 # %% [markdown]
-# A record holds each loss twice. **Own batch**: the first batch the round trained on, before and after.
-# **Probe**: a batch that no round ever trains on, the same in all rounds. Trust the probe.
+# A record holds each loss twice. `loss_…` is that of the round's **own batch**: the first batch it trained
+# on, before and after. `probe_…` is that of the **probe**: a batch that no round ever trains on, the same in
+# all rounds. Trust the probe. All of them are in **nats**, as the model computes them.
+#
+# The first round is round 0, as Python counts: figures, buttons and `bench.history[0]` agree on that. A table
+# that begins with the base says *rounds done*.
 
 # %% [markdown]
 # ## 4 · Press *next round* yourself
@@ -224,7 +222,7 @@ for record in bench.rounds():
 stepper.refresh()
 
 # %% [markdown]
-# **Question.** Two modules a round, drawn by lot. The secret sits in one module only. What will the
+# **Question.** Two modules a round, drawn at random. The secret sits in one module only. What will the
 # staircase of the loss look like: even steps, or a few high ones?
 
 # %%
@@ -339,6 +337,7 @@ def distance_on_inputs(t: int) -> float:
     return float((inputs @ difference.T).norm() / (inputs @ truth.T).norm())
 
 
+# %%
 on_weights = [1.0] + [r.measurements["distance"][planted] for r in bench.history]
 on_inputs = [distance_on_inputs(t) for t in range(rounds + 1)]
 energy = spectra.captured_energy(torch.linalg.svdvals(inputs))
@@ -535,6 +534,8 @@ check.number(
         (bench.history[-1].probe_before - bench.history[-1].probe_after, "That is the last round alone."),
         (bench.history[-1].probe_after - bench.history[0].probe_before, "A gain is a fall of the loss."),
         (loo["rise of the loss"].sum(), "That is the other column. Does it add up to anything you know?"),
+        (bench.history[0].loss_before - bench.history[-1].loss_after,
+         "Those are the rounds' own batches, another one in each round. Which loss is the same batch's?"),
     ],
     because="A round begins at the loss where the last one ended, so all that is between cancels.",
 )  # fmt: skip
@@ -623,6 +624,7 @@ tiny = XGBLoRA(steps_per_round=1, selection="all", lr=0.003, schedule="constant"
 many = Bench(model, task, tiny, **options | {"targets": planted, "steps": merges}, probe_size=0)
 many.run(progress=False)
 
+# %%
 W32 = many.weights.base(planted)
 W16 = W32.bfloat16()
 in_32, in_16 = W32.clone(), W16.clone()
@@ -644,33 +646,12 @@ stuck = float((in_16 == earlier_16).float().mean())
 
 # %%
 drift = pd.DataFrame(drift, index=range(1, merges + 1))
-
-
-def chart(title: str, x: str, y: str) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="simple_white", height=440, font_size=15,
-        legend={"yanchor": "top", "y": 1, "xanchor": "left", "x": 1.02},
-    )  # fmt: skip
-    return figure.update_yaxes(showgrid=True)
-
-
-looks = {
-    "bf16, one by one": ("#D55E00", "solid"),
-    "bf16, once": ("#0072B2", "dash"),
-    "fp32": ("#000000", "dot"),
-}
 figure = chart("Error of the accumulated update", "merges done", "relative error (1 = all of it)")
-for name, (colour, dash) in looks.items():
-    figure.add_scatter(
-        x=drift.index,
-        y=drift[name],
-        name=name,
-        mode="lines",
-        line={"color": colour, "dash": dash, "width": 3},
-    )
+for look, name in enumerate(("bf16, one by one", "bf16, once", "fp32")):
+    line(figure, name, drift.index, drift[name], look)
 figure.update_yaxes(rangemode="tozero").show()
 
+# %%
 ranks = {
     name: spectra.numerical_rank(torch.linalg.svdvals(update.double()), shape=tuple(update.shape))
     for name, update in updates.items()
@@ -800,7 +781,7 @@ print(f"one of them, {docs.labels[example.label]}: {load_tokenizer('lab').decode
 # *all* rows in each of its steps, until it has settled.
 
 
-# %%
+# %% tags=["folded"]
 def features(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What reaches the head: the hidden state (n, k) of every passage's last token, and its label (n,)."""
     found: list[torch.Tensor] = []
@@ -817,11 +798,13 @@ def features(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(hidden_states), torch.cat(labels)
 
 
+# %%
 checked = min(docs.size("dev"), 64 if profile == "ci" else 10_000)
 X, y = features("train", docs.size("train"))
 X_dev, y_dev = features("dev", checked)
 X, X_dev = (X - X.mean(0)) / X.std(0), (X_dev - X.mean(0)) / X.std(0)
 
+# %%
 torch.manual_seed(seed)
 head = torch.nn.Linear(X.shape[1], len(docs.labels))
 adam = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=1.0)
@@ -857,28 +840,15 @@ noise = (frozen * (1 - frozen) / checked) ** 0.5
 
 # %%
 figure = chart("pydocs: accuracy on unseen modules, round by round", "rounds done", "dev accuracy")
-figure.add_scatter(
-    x=list(range(doc_rounds + 1)), y=staged, name="XGBLoRA and head", mode="lines+markers",
-    line={"color": "#D55E00", "width": 3}, marker_size=9,
-)  # fmt: skip
-figure.add_scatter(
-    x=list(range(doc_rounds + 1)), y=by_lora, name="LoRA, rank 4, and head", mode="lines+markers",
-    line={"color": "#009E73", "width": 3, "dash": "longdash"}, marker={"size": 9, "symbol": "square"},
-)  # fmt: skip
-for name, value, colour, dash in (
-    ("frozen, head only", frozen, "#0072B2", "dash"),
-    ("most frequent", chance, "#666666", "dot"),
-):
-    figure.add_scatter(
-        x=[0, doc_rounds],
-        y=[value] * 2,
-        name=name,
-        mode="lines",
-        line={"color": colour, "dash": dash, "width": 3},
-    )
+each = range(doc_rounds + 1)
+line(figure, "XGBLoRA and head", each, staged, 0, mode="lines+markers")
+line(figure, "LoRA, rank 4, and head", each, by_lora, 3, mode="lines+markers")
+line(figure, "frozen, head only", [0, doc_rounds], [frozen] * 2, 1)
+line(figure, "most frequent", [0, doc_rounds], [chance] * 2, 2)
 figure.update_yaxes(rangemode="tozero").show()
 
 
+# %% tags=["folded"]
 def against_frozen(value: float) -> str:
     """In words: a difference of two accuracies is uncertain by √2 times as much as one."""
     apart = (value - frozen) / (2**0.5 * noise)
@@ -930,7 +900,7 @@ say(
 #
 # The last cell checks what the text says about your run.
 
-# %%
+# %% tags=["folded"]
 # Section 4: rounds lower the divergence, and unevenly.
 assert relative[-1] < 0.9
 assert high.gain > 2 * np.mean([r.gain for r in bench.history])
@@ -946,6 +916,8 @@ assert on_inputs[-1] < on_weights[-1]
 assert relative[-1] < on_weights[-1]
 # Section 7: modules without a planted update gain too.
 assert others.sum() > 0
+# Section 8: nothing that was handed out has changed.
+assert torch.equal(base_weight, bench.weights.base(planted))
 # Section 9: what a round is worth at the end is not what it gained when it was trained.
 assert not np.allclose(loo["gain when trained"], loo["rise of the loss"], rtol=0.1)
 # Section 10: the rank of the adapter is the most boosters on one module.

@@ -24,7 +24,8 @@
 # 2. tell three kinds of rank apart, and say which one is bounded;
 # 3. find the modules, layers and rounds that the gain came from;
 # 4. measure whether two updates point the same way, and how many of their directions do;
-# 5. say when boosting ends lower than LoRA of rank *r*, and when it does not.
+# 5. count intruder dimensions, and measure what was forgotten;
+# 6. say when boosting ends lower than LoRA of rank *r*, and when it does not.
 #
 # **Time.** About 65 minutes, a few of them for computing.
 #
@@ -40,11 +41,9 @@ seed: int = 0  # of the planted update, the boosters, the choice of modules and 
 rank: int = 4  # of the planted update, and of the LoRA that boosting is compared with
 progress: bool = False  # show progress bars
 
-# %%
+# %% tags=["folded"]
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown, display
 
 from xgblora_lab import (
     Bench,
@@ -60,6 +59,9 @@ from xgblora_lab import (
     race,
     spectra,
 )
+from xgblora_lab.course.board import chart, line, pick, say
+from xgblora_lab.racing.measures import Forgetting, Intruders, intruders
+from xgblora_lab.tasks.written import written
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 
@@ -75,16 +77,9 @@ maps = {
     "laptop": ((0, 0.5, 1, 2), (20, 60, 180, 540), (0.01, 0.03, 0.1, 0.3, 1.0), 1),
     "classroom": ((0, 0.5, 1, 1.5, 2), (20, 60, 180, 540, 1620), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 3),
 }
-if profile not in runs:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(runs)}.")
-rounds, steps_per_round, low_rank_lrs, full_lrs = runs[profile]
+rounds, steps_per_round, low_rank_lrs, full_lrs = pick(profile, runs)
 steps = rounds * steps_per_round  # the budget of every run on the planted task
 held_out = 128  # sequences to measure the loss on
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 # %% [markdown]
@@ -129,14 +124,22 @@ common = {"steps_per_round": steps_per_round, "schedule": "constant"}
 boosting = tuned(XGBLoRA, low_rank_lrs, selection="random", modules_per_round=2, **common)
 
 # %% [markdown]
-# Then the run. Two of the three modules get a booster in each round, drawn by lot. Two hooks watch:
+# Then the run. Two of the three modules get a booster in each round, drawn at random. Hooks watch:
 # `Spectrum` notes the singular values after every round, and how far the truth is. `Gain` takes each new
-# booster out again, one at a time, and notes by how much the loss rises.
+# booster out again, one at a time, and notes by how much the loss rises. The other two wait for section 8.
 
 
 # %%
 options = {"steps": steps, "batch_size": 8, "targets": modules, "seed": seed, "data_seed": seed}
-bench = Bench(model, task, boosting, hooks=[Spectrum(), Gain()], **options)
+own_text = written(model)  # sentences that the lab model itself writes; section 8 needs them
+
+
+def watched() -> list:
+    """The hooks that all runs of this notebook share."""
+    return [Spectrum(), Intruders(), Forgetting(own_text, limit=32)]
+
+
+bench = Bench(model, task, boosting, hooks=[Gain(), *watched()], **options)
 boosted = bench.run(progress=progress)
 boosted.label = "XGBLoRA"  # what the figures call it
 print(*boosted, sep="\n")
@@ -397,10 +400,11 @@ methods = {
     "full": tuned(Dense, full_lrs, **common),
 }
 
+# %%
 histories, updates = {"XGBLoRA": boosted}, {"XGBLoRA": {n: bench.factors(n) for n in modules}}
 losses = {"XGBLoRA": last_loss}
 for label, method in methods.items():
-    with Bench(model, task, method, hooks=[Spectrum()], **options) as other:
+    with Bench(model, task, method, hooks=watched(), **options) as other:
         histories[label] = other.run(progress=progress)
         histories[label].label = label
         updates[label] = {n: other.factors(n) for n in modules}
@@ -409,26 +413,14 @@ updates["truth"] = task.truth
 
 
 # %%
-def chart(title: str, x: str, y: str) -> go.Figure:
-    """An empty figure with a title and named axes."""
-    figure = go.Figure()
-    figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="simple_white", height=460, font_size=15,
-        legend={"yanchor": "top", "y": 1, "xanchor": "left", "x": 1.02},
-    )  # fmt: skip
-    return figure.update_yaxes(showgrid=True, rangemode="tozero")
-
-
 figure = chart("Alignment with the truth, median of the modules", "optimizer steps", "mean squared cosine")
 for label, history in histories.items():
-    look = figures.style(history.method)
     found = [pd.Series(r.measurements["alignment"]).median() for r in history]
-    figure.add_scatter(
-        x=[0, *(r.step for r in history)], y=[0, *found], name=label, mode="lines+markers", line=look.line(),
-        marker=look.points(),
-    )  # fmt: skip
-figure.show()
+    look = figures.style(history.method)
+    line(figure, label, [0, *(r.step for r in history)], [0, *found], look, mode="lines+markers")
+figure.update_yaxes(rangemode="tozero").show()
 
+# %%
 last = {label: history[-1] for label, history in histories.items()}
 median = {
     label: {key: pd.Series(record.measurements[key]).median() for key in ("alignment", "distance")}
@@ -545,6 +537,7 @@ agreement = pd.DataFrame(
     }
 ).T
 
+# %% tags=["folded"]
 figure = chart("Alignment of the leading k directions, median of the modules", "k", "")
 figure.add_heatmap(
     x=agreement.columns, y=agreement.index, z=agreement, zmin=0, zmax=1, colorscale="Cividis",
@@ -586,7 +579,60 @@ say(
 # Where we do not know the truth, we cannot tell them apart.
 
 # %% [markdown]
-# ## 8 · When does boosting win?
+# ## 8 · Intruders, and what was forgotten
+#
+# Tuning changes more than the task asks for. Two measures of that.
+#
+# - An **intruder** is a leading singular vector of the tuned weight W + ΔW that the base does not know: its
+#   cosine with *every* singular vector of W is below 0.5.
+# - **Forgetting** is the loss on text that the base itself has written, minus the loss the base had there. In
+#   nats a token; 0 is nothing forgotten.
+#
+# Shuttleworth and others found that LoRA makes intruders, that full fine-tuning hardly does, and that they go
+# with forgetting.
+#
+# **Question.** A booster is a fresh random direction in every round. Who has the most intruders at the end,
+# and who has forgotten most? And the *teacher*, the right answer itself: does it have any?
+
+# %%
+figures.intruders(histories.values())
+
+# %%
+ends = {}
+for label, history in histories.items():
+    seen = history[-1].measurements
+    ends[label] = {
+        "intruders per module": pd.Series(seen["intruders"]).mean(),
+        "forgetting": seen["forgetting"],
+    }
+of_truth = {}
+for n, (B, A) in task.truth.items():
+    W = bench.weights.base(n).double()
+    of_truth[n] = intruders(torch.linalg.svd(W, full_matrices=False).U, W + B.double() @ A.double())
+before, after = (own_text.evaluate(m, limit=32)["loss"] for m in (model, task.teacher))
+ends["teacher"] = {"intruders per module": pd.Series(of_truth).mean(), "forgetting": after - before}
+ends = pd.DataFrame(ends).T
+ends.assign(**{"loss left": pd.Series(losses | {"teacher": 0.0})}).round(3)
+
+# %%
+tuned_ends = ends.drop(index="teacher")
+most, least = tuned_ends["forgetting"].idxmax(), tuned_ends["forgetting"].idxmin()
+say(
+    f"The teacher itself has {ends.loc['teacher'].iloc[0]:.1f} intruders a module, and has forgotten "
+    f"{ends.loc['teacher'].iloc[1]:.2f} nats. Of the three, {most} forgot most ({ends.loc[most].iloc[1]:.2f} "
+    f"nats), {least} least ({ends.loc[least].iloc[1]:.2f}). Intruders: "
+    + ", ".join(f"{label} {row.iloc[0]:.1f}" for label, row in tuned_ends.iterrows())
+    + "."
+)
+
+# %% [markdown]
+# Here the right answer is *made* of intruders: what was planted has random directions. So an intruder is no
+# mistake as such. It says that a direction came from this task and from nowhere else. And whoever comes
+# nearer to this teacher must forget what the teacher forgot: read both columns beside the loss that is left,
+# never alone.
+
+# %% [markdown]
+# ## 9 · When does boosting win?
 #
 # So far LoRA had the right rank. Mostly nobody knows it. What if LoRA's rank is too low, and how does it
 # depend on the spectrum that must be found?
@@ -620,6 +666,8 @@ for p in exponents:
             "steepness": p, "budget": budget, "ratio": boost / low, "to full rank": boost / high,
             "tail": goal_task.floor(rank) / goal_task.floor(0), "LoRA left": low / goal_task.floor(0),
         })  # fmt: skip
+
+# %%
 cells = pd.DataFrame(cells)
 figures.boosting_map(cells, reference=f"LoRA of rank {rank}")
 
@@ -658,7 +706,7 @@ say(
 # tasks.
 
 # %% [markdown]
-# ### Exercise 8.1 · The floor of a flat spectrum
+# ### Exercise 9.1 · The floor of a flat spectrum
 #
 # Steepness 0 means that all `size` singular values of the target are equal. Which part of the loss can LoRA
 # of rank `rank` never take away there?
@@ -670,7 +718,7 @@ never_gone = (size - rank) / size
 
 # %% tags=["check"]
 check.number(
-    "8.1", never_gone, cells.set_index("steepness")["tail"][0].iloc[0], unit="a part of the loss",
+    "9.1", never_gone, cells.set_index("steepness")["tail"][0].iloc[0], unit="a part of the loss",
     hints=[
         (rank / size, "That is the part it takes away at best. What is left?"),
         ((1 - rank / size) ** 0.5, "The loss is made of squares already: no root is needed."),
@@ -693,6 +741,8 @@ check.number(
 # - Gain has a time: what a booster was worth when it came is not what would be missing now.
 # - Right singular values do not make right directions. Measure alignment, and compare it with chance.
 # - Boosting, LoRA and full fine-tuning share leading directions: more than by chance, not all.
+# - An intruder is a direction that the base does not know. Count it, measure forgetting, and read both beside
+#   the loss.
 # - At equal steps, LoRA of the right rank gets closer to the truth and to a lower loss. Boosting passes a
 #   LoRA whose rank is too low, if there are enough steps.
 #
@@ -708,13 +758,15 @@ check.number(
 #   LLMs.* [arXiv 2410.19694](https://arxiv.org/abs/2410.19694)
 # - E. J. Hu and others. *LoRA: Low-Rank Adaptation of Large Language Models.*
 #   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)
+# - R. Shuttleworth and others. *LoRA vs Full Fine-tuning: An Illusion of Equivalence.*
+#   [arXiv 2410.21228](https://arxiv.org/abs/2410.21228)
 # - O. Roy, M. Vetterli. *The effective rank: a measure of effective dimensionality.* EUSIPCO 2007.
 # - Å. Björck, G. H. Golub. *Numerical methods for computing angles between linear subspaces.* Mathematics of
 #   Computation 27, 1973.
 #
 # The last cell checks what the text says about your run.
 
-# %%
+# %% tags=["folded"]
 # Section 2: the loss falls, the first singular value leads.
 assert boosted[-1].probe_after < boosted[0].probe_before
 assert 0.1 < first < 2
@@ -736,7 +788,11 @@ assert comparison["peak parameters"].idxmin() == "XGBLoRA"
 assert spread["full"]["effective rank"] > 3 * spread["XGBLoRA"]["effective rank"]
 assert max(bent[rank], with_full[rank], with_truth[rank]) < 0.9
 assert (agreement[1] > 5 * pd.Series(chance).median() / rank).all()
-# Section 8: LoRA wins at the smallest budget; boosting wins on the flattest spectrum at the largest one.
+# Section 8: the planted update is made of directions that the base does not know, and costs what it knew.
+assert ends.loc["teacher"].iloc[0] > 1
+assert ends.loc["teacher"].iloc[1] > 0
+assert (tuned_ends["forgetting"] < ends.loc["teacher"].iloc[1]).all()
+# Section 9: LoRA wins at the smallest budget; boosting wins on the flattest spectrum at the largest one.
 ratio = cells.set_index(["steepness", "budget"])["ratio"]
 assert (ratio.xs(budgets[0], level="budget") > 1).all()
 assert ratio[exponents[0], budgets[-1]] < 0.9

@@ -39,7 +39,7 @@ seed: int = 0  # of the planted update, the boosters and the data in the looks; 
 rank: int = 4  # of LoRA and its descendants; boosting adds rank 1 in each round
 progress: bool = False  # show a progress bar for every race
 
-# %%
+# %% tags=["folded"]
 import math
 import statistics
 import sys
@@ -48,10 +48,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown, display
 from scipy import stats
 
 from xgblora_lab import Bench, Hook, LoRA, check, figures, load, make_method, matrix, race, spectra
+from xgblora_lab.course.board import pick, say
 from xgblora_lab.figures._style import COLOURS, MARKERS, layout
 from xgblora_lab.methods import METHODS, GoRA, LoRAGA, RoRA
 from xgblora_lab.methods.family.gradient import mean_gradients
@@ -70,15 +70,8 @@ profiles = {
     "laptop": (30, 30, 10, 4, 3, ((30, 90), (0.01, 0.03, 0.1))),
     "classroom": (200, 200, 20, 8, 5, ((30, 90, 270), (0.003, 0.01, 0.03, 0.1, 0.3))),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-steps, text_steps, steps_per_round, trials, seeds, (budgets, matrix_lrs) = profiles[profile]
+steps, text_steps, steps_per_round, trials, seeds, (budgets, matrix_lrs) = pick(profile, profiles)
 pd.set_option("display.float_format", "{:.3g}".format, "display.max_colwidth", None)
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 # %% [markdown]
@@ -129,6 +122,7 @@ common = {"modules": hidden, "rank": 2 * rank, "strength": 1.0, "length": 8, "se
 model, task = load("lab", "planted", seed=seed, **common)
 
 
+# %% tags=["folded"]
 def bench_of(method, steps=20, **options) -> Bench:
     """A bench on the planted task that measures nothing but the steps; the next one closes it."""
     settings = {"batch_size": 8, "targets": targets, "seed": seed, "data_seed": seed, "probe_size": 0}
@@ -162,6 +156,7 @@ def cosine(one, two) -> float:
     return sum(float((one[n].double() * two[n].double()).sum()) for n in one) / (size(one) * size(two))
 
 
+# %%
 class Slope(Hook):
     """Keeps the gradient G of every map, on the batch of the first step."""
 
@@ -202,6 +197,7 @@ def first_step(name: str) -> dict[str, torch.Tensor]:
 first = {name: first_step(name) for name in METHODS}
 length = {name: size(delta) / math.sqrt(entries) / lr for name, delta in first.items()}  # rms over weights
 
+# %% tags=["folded"]
 figure = go.Figure()
 for place, (group, names) in enumerate(groups.items()):
     figure.add_bar(
@@ -245,7 +241,7 @@ pd.DataFrame(directions).T
 # %% [markdown]
 # ## 3 · Where they start: LoRA-GA, GoRA, PiSSA
 #
-# LoRA starts at A random and B = 0. So its first steps go into directions that were drawn by lot.
+# LoRA starts at A random and B = 0. So its first steps go into directions that were drawn at random.
 #
 # **LoRA-GA** looks at the gradient first, G = U S Vᵀ, and gives A the first *r* right directions, B the next
 # *r* left ones. The start is taken out of the weight, so that at first nothing changes:
@@ -268,6 +264,7 @@ def by_sgd(method):
     return Plain(**method.options())
 
 
+# %%
 class AsInPEFT(LoRAGA):
     """LoRA-GA as PEFT 0.19 to 0.21 start it: singular values on B, and A of length one."""
 
@@ -277,6 +274,7 @@ class AsInPEFT(LoRAGA):
         return G.shape[0] ** 0.25 / math.sqrt(self.gamma) * U[:, pair] * s[pair], Vh[: self.rank]
 
 
+# %% tags=["folded"]
 def best_cosine(count: int) -> float:
     """Of −G with its best copy of this rank, the mean over maps."""
     energy = (spectra.captured_energy(torch.linalg.svdvals(G))[count - 1] for G in down.values())
@@ -288,6 +286,7 @@ def by_map(delta) -> float:
     return statistics.fmean(cosine({n: delta[n]}, {n: down[n]}) for n in delta)
 
 
+# %%
 options = {"rank": rank, "steps_per_round": 1, "schedule": "constant", "lr": 0.01}
 starts = {"LoRA": LoRA(**options), "LoRA-GA": LoRAGA(passes=1, **options)}
 starts["LoRA-GA as in PEFT"] = AsInPEFT(passes=1, **options)
@@ -542,6 +541,7 @@ def rewritten(method, factor: float):
     return Rewritten(**method.options())
 
 
+# %%
 noticed = {}
 for name in ("lora", "lora+", "lora-pro", "lora-rite"):
     plain, tenfold = (update(rewritten(of(name, lr=1e-4), factor), count=3) for factor in (1, 10))
@@ -596,6 +596,7 @@ for name, extra in adaptive.items():
         kept[name] = {short[n]: B.shape[1] for n, (B, A) in boosters.items()}
         shares[name] = sum(kept[name][short[n]] for n in hidden) / max(1, sum(kept[name].values()))
 
+# %% tags=["folded"]
 figure = go.Figure()
 for look, (name, by_map) in enumerate(kept.items()):
     figure.add_bar(
@@ -712,6 +713,7 @@ class Rows(Hook):
             self.loss = statistics.fmean(bench.row_losses(rows))
 
 
+# %%
 rounders = {
     "xgblora": of("xgblora", steps_per_round=3),
     "xgblora, orthogonal": of("xgblora", steps_per_round=3, subspace="orthogonal"),
@@ -719,6 +721,8 @@ rounders = {
     "relora": of("relora", steps_per_round=3, lr=0.01),
     "cola": of("cola", steps_per_round=3, lr=0.01),
 }
+
+# %%
 rounded = {}
 for name, method in rounders.items():
     with bench_of(method, hooks=[watch := Rows()]) as bench:
@@ -755,7 +759,7 @@ rounded
 #
 # **Question.** Write down three methods that will beat LoRA of the same rank, and three that will not.
 
-# %%
+# %% tags=["folded"]
 references = {"lora": f"lora:r={rank}", "full": "full"}
 contenders = references | {
     "lora-ga": f"lora-ga:r={rank}",
@@ -788,6 +792,7 @@ budget = {
 }
 budget |= {"trials": trials, "seeds": seeds, "progress": progress}
 
+# %%
 found = race("lab", "planted", list(contenders.values()), steps=steps, **budget, **common)
 name_of = dict(zip(found.labels, contenders, strict=True))
 found.table.rename(index=name_of)
@@ -801,7 +806,7 @@ found.table.rename(index=name_of)
 # The same as a picture. Where a bar crosses the line, this race cannot tell the method from LoRA.
 
 
-# %%
+# %% tags=["folded"]
 def against_lora(found, names) -> pd.DataFrame:
     """Mean paired difference to LoRA, its interval, and a verdict, best first."""
     better = 1 if found.histories[0].settings.greater_is_better else -1
@@ -851,6 +856,7 @@ def conclude(table: pd.DataFrame, where: str) -> None:
     )
 
 
+# %%
 planted_gaps = against_lora(found, name_of)
 forest(found, planted_gaps, "Planted: difference to LoRA", "divergence, relative to the base,").show()
 conclude(planted_gaps, "On the planted task")
@@ -941,6 +947,8 @@ alike = [
     for h in (found.chosen(label)[0] for label in found.labels)
 ]
 unfair = race("lab", "planted", alike, steps=steps, lrs=[lora_lr], **(budget | {"seeds": 1}), **common)
+
+# %% tags=["folded"]
 first_seed = {name_of[label]: found.chosen(label)[0].scores["test"] for label in found.labels}
 ranking = pd.DataFrame(
     {
@@ -1014,7 +1022,7 @@ say(
 # **Question.** *Steep* means that the singular values fall off fast, *flat* that all are equal. Where will
 # boosting beat LoRA of a low rank? Will anything beat LoRA of *full* rank?
 
-# %%
+# %% tags=["folded"]
 side = 16
 field = {
     "LoRA, full rank": f"lora:r={side}",
@@ -1029,6 +1037,8 @@ field = {
 }
 if profile == "ci":
     field = {name: field[name] for name in ("LoRA, full rank", "LoRA-RITE", "XGBLoRA")}
+
+# %%
 columns, floors = {}, {}
 for spectrum in ("exponential", "1/i", "flat"):
     small, goal = matrix(spectrum, d=side, k=side, seed=seed)
@@ -1045,6 +1055,7 @@ for spectrum in ("exponential", "1/i", "flat"):
         floors[f"{spectrum}<br>{count} steps"] = base / goal.floor(rank)
 ratios = pd.DataFrame(columns)
 
+# %% tags=["folded"]
 figure = go.Figure()
 shade = np.clip(np.log10(ratios.astype(float)), -1, 1)
 figure.add_heatmap(
@@ -1107,7 +1118,8 @@ say(
 #   [2502.12171](https://arxiv.org/abs/2502.12171), PiSSA [2404.02948](https://arxiv.org/abs/2404.02948)
 # - The step: RoRA [2501.04315](https://arxiv.org/abs/2501.04315), rsLoRA
 #   [2312.03732](https://arxiv.org/abs/2312.03732), LoRA+ [2402.12354](https://arxiv.org/abs/2402.12354),
-#   LoRA-Pro [2407.18242](https://arxiv.org/abs/2407.18242), LoRA-RITE [2410.20625](https://arxiv.org/abs/2410.20625)
+#   LoRA-Pro [2407.18242](https://arxiv.org/abs/2407.18242), LoRA-RITE
+#   [2410.20625](https://arxiv.org/abs/2410.20625)
 # - The rank: BeamLoRA [2502.13604](https://arxiv.org/abs/2502.13604), ALoRA
 #   [2403.16187](https://arxiv.org/abs/2403.16187), SoRA [2311.11696](https://arxiv.org/abs/2311.11696),
 #   AdaLoRA [2303.10512](https://arxiv.org/abs/2303.10512)
@@ -1120,7 +1132,7 @@ say(
 #
 # The last cell checks what the text says.
 
-# %%
+# %% tags=["folded"]
 # Section 1: every method is in one group, and has its step.
 assert set(group_of) == set(METHODS) == set(first)
 # Section 2: Adam moves every weight of full fine-tuning by one learning rate; first steps differ widely.

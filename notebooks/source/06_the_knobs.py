@@ -39,17 +39,18 @@ profile: str = "laptop"  # "ci" (half a minute), "laptop" (some ten minutes) or 
 seed: int = 0  # of the small transformer and of the planted update; the races add seeds of their own
 progress: bool = False  # show a progress bar for every experiment
 
-# %%
+# %% tags=["folded"]
 import copy
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xgblora_lab import Bench, Hook, XGBLoRA, check, planted, race
+from xgblora_lab.course.board import pick, say
 
 torch.set_num_threads(1)  # the model is so small that a second thread costs more than it brings
 
@@ -59,16 +60,9 @@ profiles = {
     "laptop": (20, 10, (0.01, 0.03, 0.1, 0.3), 2, 200),
     "classroom": (20, 20, (0.003, 0.01, 0.03, 0.1, 0.3), 4, 400),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-kappa, rounds, lrs, seeds, merges = profiles[profile]
+kappa, rounds, lrs, seeds, merges = pick(profile, profiles)
 steps = rounds * kappa  # the budget of every run
 sequences = 256 if profile == "ci" else 2048  # to train on
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 # %% [markdown]
@@ -95,6 +89,8 @@ targets = ["o_proj", "down_proj"]
 task = planted(model, modules=targets, rank=16, strength=1.0, length=8, sequences=sequences, seed=seed)
 modules = list(task.truth)
 track = {"steps": steps, "batch_size": 8, "targets": targets}
+
+# %% tags=["folded"]
 GREY, BLUE, RED = "#777777", "#0072B2", "#D55E00"
 
 
@@ -118,6 +114,7 @@ def try_out(method: XGBLoRA):
     )
 
 
+# %%
 start = try_out(plain())
 start.table[["chosen", "dev relative", "test relative", "peak parameters", "total parameters", "seconds"]].T
 
@@ -125,7 +122,7 @@ start.table[["chosen", "dev relative", "test relative", "peak parameters", "tota
 # The next cell holds what all experiments share: run the variants, draw one point for each seed, and write
 # the sentence. The dotted line is the plain setting.
 
-# %%
+# %% tags=["folded"]
 everything: dict[str, dict[str, list[float]]] = {}  # knob → value → test losses
 
 
@@ -226,7 +223,7 @@ check.number(
 # ## 3 · L_s, the modules in a round
 #
 # `modules_per_round` says how many modules get a booster. The others rest. Fewer modules mean a smaller peak,
-# and backward stops early. `selection` says which: by lot, or one after the other.
+# and backward stops early. `selection` says which: at random, or one after the other.
 #
 # **Question.** Each module now gets a booster in some rounds only. What does that cost at equal steps? Does
 # it matter whether chance or the order decides?
@@ -235,8 +232,8 @@ check.number(
 by_modules = experiment(
     "L_s",
     {
-        "1, by lot": plain(selection="random", modules_per_round=1),
-        "2, by lot": plain(selection="random", modules_per_round=2),
+        "1, random": plain(selection="random", modules_per_round=1),
+        "2, random": plain(selection="random", modules_per_round=2),
         "2, in turn": plain(selection="cyclic", modules_per_round=2),
         "all": None,
     },
@@ -244,7 +241,7 @@ by_modules = experiment(
 
 # %% [markdown]
 # Look at the loss and at the peak together. Fewer modules are a way to pay with steps for memory. The
-# figure shows how high the price is at this number of steps. With choice by lot a module may be left out
+# figure shows how high the price is at this number of steps. With random choice a module may be left out
 # for long; with turns it cannot.
 
 # %% [markdown]
@@ -342,6 +339,7 @@ class BeforeMerge(Hook):
         return {"before merge": self.last}
 
 
+# %% tags=["folded"]
 figure = go.Figure()
 jumps = {}
 looks = [(BLUE, "solid"), (RED, "dash"), ("#009E73", "dot")]
@@ -586,6 +584,7 @@ bases = {n: many.weights.base(n).clone() for n in modules}
 many.close()  # the model is at its base again
 
 
+# %%
 def merged(name: str, dtype: torch.dtype, one_by_one: bool) -> torch.Tensor:
     """The module's weight after all merges, kept in this dtype; given back in float32."""
     pairs = boosters_of[name]
@@ -603,6 +602,8 @@ ways = {
     "float16, one by one": (torch.float16, True),
     "bfloat16, one by one": (torch.bfloat16, True),
 }
+
+# %% tags=["folded"]
 rows = {}
 for way, (dtype, one_by_one) in ways.items():
     trial = copy.deepcopy(model)
@@ -665,7 +666,7 @@ check.number(
 #
 # **Question.** Which knob moved the loss most? Which could be left alone?
 
-# %%
+# %% tags=["folded"]
 span = pd.DataFrame(
     {
         knob: {
@@ -737,13 +738,13 @@ say(
 #
 # The last cell checks what the text says whatever the numbers are.
 
-# %%
+# %% tags=["folded"]
 peak = {v: f.histories[0][0].peak_parameters for v, f in (by_modules | by_rank).items()}
 total = {k: f.histories[0][-1].total_parameters for k, f in by_kappa.items()}
 # Sections 2 and 3: shorter rounds raise the total, not the peak; fewer modules lower the peak.
 assert list(total.values()) == sorted(total.values(), reverse=True)
 assert len({f.histories[0][0].peak_parameters for f in by_kappa.values()}) == 1
-assert peak["1, by lot"] < peak["2, in turn"] < peak["all"]
+assert peak["1, random"] < peak["2, in turn"] < peak["all"]
 # Section 5: the peak grows with the rank.
 assert peak["4"] == 4 * peak["1"]
 # Section 6: a merge at full strength leaves the loss where it was; with shrinkage it jumps up.

@@ -41,7 +41,7 @@ profile: str = "laptop"  # "ci" (short), "laptop" (two or three minutes) or "cla
 seed: int = 0  # decides the targets, the initialisations and the choice of modules
 progress: bool = False  # show a progress bar for every run
 
-# %%
+# %% tags=["folded"]
 import itertools
 import math
 
@@ -49,10 +49,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown, display
 from torch import Tensor
 
 from xgblora_lab import Bench, LoRA, XGBLoRA, check, load, matrix, spectra
+from xgblora_lab.course.board import pick, say
 from xgblora_lab.figures._style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, layout, log_ticks
 from xgblora_lab.tasks.matrix import Matrix
 
@@ -64,9 +64,7 @@ profiles = {
     "laptop": (24, 8, 100, (2, 5, 20, 100), (0.003, 0.01, 0.03, 0.1), 400, (12, 5)),
     "classroom": (32, 10, 150, (2, 5, 15, 50, 150), (0.003, 0.01, 0.03, 0.1, 0.3), 1000, (24, 10)),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-size, rounds, kappa, kappas, lrs, repetitions, (deep_rounds, deep_kappa) = profiles[profile]
+size, rounds, kappa, kappas, lrs, repetitions, (deep_rounds, deep_kappa) = pick(profile, profiles)
 steps = rounds * kappa  # the budget of every run on a matrix, in optimizer steps
 
 LOOKS = [(BLUE, "solid"), (VERMILLION, "dash"), (GREEN, "dot"), (PURPLE, "dashdot"), (BLACK, "longdash")]
@@ -85,11 +83,6 @@ def line(figure: go.Figure, name: str, x, y, look: int = 0, **options) -> None:
     colour, dash = LOOKS[look % len(LOOKS)]
     default = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": 3}}
     figure.add_scatter(x=list(x), y=list(y), name=name, **default | options)
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 # %% [markdown]
@@ -132,10 +125,11 @@ def grown(rank: int) -> pd.DataFrame:
         ).set_index("module")
 
 
+# %%
 growth = {rank: grown(rank) for rank in (1, 2)}
 modules = len(growth[1])
 
-# %%
+# %% tags=["folded"]
 figure = chart(
     "No update has a higher rank than its boosters together", "times chosen, n", "rank of the update",
     f"{modules} modules of the lab model, {deep_rounds} rounds, a third of the modules in each",
@@ -232,9 +226,11 @@ def rounds_until_all(selection: str, seed: int) -> int:
     raise RuntimeError("Some module is never chosen.")
 
 
+# %%
 waited = np.array([rounds_until_all("random", seed + i) for i in range(repetitions)])
 cyclic = rounds_until_all("cyclic", seed)
 
+# %% tags=["folded"]
 figure = chart(
     f"Until each of {modules} modules can have rank {wanted}", "rounds", "share of runs that are done",
     f"{third} random modules a round, {repetitions} seeds",
@@ -292,10 +288,12 @@ def target(spectrum: str) -> Tensor:
     return B.double() @ A.double()
 
 
+# %%
 staged = np.arange(size)  # rounds 0 … d - 1; after d of them nothing is left
 geometric = (1 - 1 / size) ** staged
 exact = {s: greedy(target(s), size - 1) for s in ("flat", "1/i", "exponential")}
 
+# %% tags=["folded"]
 figure = chart(
     "Exact boosters, and what Bound 3 promises for all of them", "rounds", "loss (1 = untrained)",
     f"{size} × {size} targets of three spectra", log="y",
@@ -419,6 +417,7 @@ def random_directions(R: Tensor, rounds: int, generator: torch.Generator) -> lis
 generator = torch.Generator().manual_seed(seed)
 drawn = np.array([random_directions(target("1/i"), size - 1, generator) for _ in range(repetitions)])
 
+# %% tags=["folded"]
 figure = chart(
     "Boosters that do not look, and the bound for boosters that do", "rounds", "loss (1 = untrained)",
     f"target 1/i; the mean of {repetitions} runs with random A", log="y",
@@ -469,6 +468,7 @@ def tuned(model, kind, S: Tensor | None = None, **options) -> tuple[list[Tensor]
     return min(found, key=lambda run: float(run[0][-1].norm()))
 
 
+# %% tags=["folded"]
 def losses_of(R: list[Tensor]) -> np.ndarray:
     """½‖R_t‖² over ½‖R_0‖²."""
     return np.array([float((r.norm() / R[0].norm()) ** 2) for r in R])
@@ -482,11 +482,13 @@ def qualities(R: list[Tensor]) -> np.ndarray:
     )
 
 
+# %%
 goal = target("1/i")
 line_model, line_task = matrix("1/i", d=size, k=size, seed=seed)
 runs = {k: tuned(line_model, XGBLoRA, steps_per_round=k) for k in kappas}
 gammas = {k: qualities(R) for k, (R, _) in runs.items()}
 
+# %% tags=["folded"]
 figure = chart(
     "How good is a trained booster?", "optimizer step", "γ, share of the best decrease",
     "1: exact; below 0: the round made things worse",
@@ -546,6 +548,7 @@ tails = np.array([float(values[t:].square().sum() / values.square().sum()) for t
 t = np.arange(len(curve))
 ceiling = (1 - max(least, 0.0) / size) ** t
 
+# %% tags=["folded"]
 figure = chart(
     "One trained run between its two bounds", "rounds", "loss (1 = untrained)",
     f"XGBLoRA, κ = {kappa}, learning rate {lr:g}", log="y",
@@ -658,11 +661,13 @@ def steepest(M: Tensor, S: Tensor, rounds: int) -> np.ndarray:
     return np.array(losses)
 
 
+# %%
 conditions = (1, 10, 100)
 hard = conditions[-1]
 many = 16 * size
 steep = {c: steepest(goal, strengths(c), many) for c in conditions}
 
+# %% tags=["folded"]
 figure = chart(
     "Gradient boosters on unequal inputs", "rounds", "loss (1 = untrained)",
     "thick: measured; thin, same colour and dash: Bound 4", log="y",
@@ -725,12 +730,14 @@ class Unequal(Matrix):
         return self.matrix(inputs @ self.S)
 
 
+# %%
 seen = {1: runs}  # with c = 1, S is the identity: these are the runs of section 4
 for c in conditions[1:]:
     S = strengths(c)
     seen[c] = {k: tuned(Unequal(S), XGBLoRA, S, steps_per_round=k) for k in kappas}
 
 
+# %% tags=["folded"]
 def cut_weights(c: float) -> np.ndarray:
     """The loss that the best approximation of W* itself leaves, by rank."""
     S = strengths(c)
@@ -760,7 +767,7 @@ say(
 # %% [markdown]
 # **Question.** And with shorter rounds: does γ, the quality of a booster, suffer from unequal inputs?
 
-# %%
+# %% tags=["folded"]
 medians = pd.DataFrame({c: {k: np.median(qualities(R)) for k, (R, _) in seen[c].items()} for c in conditions})
 figure = chart(
     "A booster's quality, and the inputs", "κ, steps per round", "median γ (1: exact)",
@@ -849,12 +856,14 @@ def by_chance(selected: int, selection: str, seed: int) -> np.ndarray:
     return np.array(losses)
 
 
+# %%
 chance = {
     L_s: np.mean([by_chance(L_s, "random", seed + i) for i in range(max(20, repetitions // 4))], axis=0)
     for L_s in (1, 4, blocks)
 }
 turns = by_chance(1, "cyclic", seed)
 
+# %% tags=["folded"]
 figure = chart(
     "Fewer modules a round, more rounds", "boosters made per module, T · L_s / N", "loss (1 = untrained)",
     f"{blocks} modules with exact boosters; thin, same colour and dash: Bound 5", log="y",
@@ -885,7 +894,7 @@ say(
 #
 # Each row was computed above.
 
-# %%
+# %% tags=["folded"]
 in_rounds = levels.loc[(0.5, hard), "slack: promised / measured"]
 by_number = {L: (1 - L / (blocks * size)) ** np.arange(len(losses)) for L, losses in chance.items()}
 good = [k for k in kappas if k not in worse]
@@ -956,7 +965,7 @@ verdicts
 # The last cell checks what the text says. If a change of yours makes it fail, you have found where the story
 # ends.
 
-# %%
+# %% tags=["folded"]
 # Section 1: no rank above the bound; chance is never quicker than counting allows.
 assert not any(above.values())
 assert waited.min() >= necessary

@@ -47,7 +47,7 @@ max_length: int | None = None  # tokens in a row, longer rows are cut; None = by
 seed: int = 0  # of a new head, and of the order in which rows are held out
 progress: bool = False  # show progress bars
 
-# %%
+# %% tags=["folded"]
 import random
 from collections import Counter
 
@@ -56,9 +56,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from accelerate import Accelerator
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from xgblora_lab import Hook, LoRA, Probe, Spectrum, XGBLoRA, check, figures, load, load_tokenizer, race
+from xgblora_lab.course.board import pick, say
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.tasks.scores import classification_scores
 
@@ -68,9 +69,7 @@ profiles = {
     "laptop": (120, 20, 16, 3000, 240, 40, 1, 4),
     "classroom": (400, 20, 32, 20_000, 1000, 128, 3, 4),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-by_profile = profiles[profile]
+by_profile = pick(profile, profiles)
 steps, batch_size = steps or by_profile[0], batch_size or by_profile[2]
 max_length = max_length or by_profile[5]
 _, steps_per_round, _, train_rows, checked, _, seeds, trials = by_profile
@@ -86,11 +85,6 @@ device = Accelerator(mixed_precision=precision).device
 if not gpu:
     torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
 where = torch.cuda.get_device_name() if gpu else f"{device.type}, no CUDA GPU"
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 print(f"{model_name} on {data_name}; device: {where}; mixed precision: {precision}")
@@ -141,6 +135,7 @@ if borrowed:
     say(f"No test labels here ({task.absent.get('test', 'no such split')}): half of dev is test now.")
 
 
+# %% tags=["folded"]
 def text(example, width: int = 110) -> str:
     """The row as the model sees it, cut for display."""
     whole = " ".join(tokenizer.decode(example.ids, skip_special_tokens=True).split())
@@ -185,7 +180,7 @@ say(
 # train. How many test rows does this person get right?
 
 
-# %%
+# %% tags=["folded"]
 def labels_of(split: str) -> list:
     return [e.label for e in task.splits[split]]
 
@@ -256,7 +251,7 @@ check.function(
 # √(*p* (1 − *p*) / *n*), one standard error. In general it is the spread of the rows' scores over √*n*.
 
 
-# %%
+# %% tags=["folded"]
 def row_scores(answers, split: str = "test") -> np.ndarray:
     """What each row counts for, larger is better: right or wrong, minus the squared error, minus the loss."""
     answers = np.asarray(answers, float)
@@ -395,6 +390,7 @@ class Answers(Hook):
         return {"answers": bench.predict("test").tolist()} if bench.trained_steps >= bench.steps else None
 
 
+# %%
 run = {
     "steps": steps, "steps_per_round": steps_per_round, "batch_size": batch_size, "targets": chosen,
     "precision": precision, "progress": progress,
@@ -451,7 +447,7 @@ if edges:
 # Now test, row by row. For every row we have each method's answer. The difference of two methods on the same
 # rows has a standard error of its own. Compare it with those of the scores.
 
-# %%
+# %% tags=["folded"]
 answered = {
     name: np.mean([row_scores(h[-1].measurements["answers"]) for h in histories], axis=0)  # over seeds
     for name, histories in runs.items()
@@ -537,7 +533,7 @@ check.function(
 # %%
 figures.costs([h for name in names.values() for h in runs[name]])
 
-# %%
+# %% tags=["folded"]
 cost = {}
 for name in names.values():
     first = runs[name][0]
@@ -594,7 +590,7 @@ figures.spectrum(boosting, most)
 # **Question.** Which classes are mixed up? Are there rows that *every* method gets wrong, and would you get
 # them right?
 
-# %%
+# %% tags=["folded"]
 if task.kind == "classification":
     mix = np.zeros((len(task.labels), len(task.labels)), int)
     np.add.at(mix, (labels_of("test"), boosting[-1].measurements["answers"]), 1)
@@ -748,7 +744,7 @@ check.number(
 #
 # The last cell checks what must hold on any model and data.
 
-# %%
+# %% tags=["folded"]
 # Section 2: held-out rows are held out by position; the classes' shares add up.
 assert all(len(task.splits[split]) <= checked for split in ("dev", "test"))
 # Section 3: what was counted is what was trained.

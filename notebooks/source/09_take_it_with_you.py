@@ -40,7 +40,7 @@ profile: str = "laptop"  # "ci" (seconds of training), "laptop" (a minute or two
 seed: int = 0  # of the example data, the boosters, the choice of modules and the order of the data
 progress: bool = False  # show progress bars
 
-# %%
+# %% tags=["folded"]
 import http.client
 import json
 import random
@@ -55,7 +55,7 @@ from typing import ClassVar
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging
@@ -74,6 +74,7 @@ from xgblora_lab import (
     race,
     spectra,
 )
+from xgblora_lab.course.board import pick, say
 from xgblora_lab.methods import METHODS
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
@@ -85,16 +86,9 @@ profiles = {
     "laptop": (120, 10, (0.001, 0.003, 0.01, 0.03), 1),
     "classroom": (300, 15, (0.001, 0.003, 0.01, 0.03), 3),
 }
-if profile not in profiles:
-    raise ValueError(f"profile is {profile!r}; choose one of {', '.join(profiles)}.")
-steps, steps_per_round, lrs, seeds = profiles[profile]
+steps, steps_per_round, lrs, seeds = pick(profile, profiles)
 scratch = tempfile.TemporaryDirectory()  # every file of this notebook; removed by the last cell
 folder = Path(scratch.name)
-
-
-def say(text: str) -> None:
-    """A sentence whose numbers come from this run."""
-    display(Markdown(f"> {text}"))
 
 
 # %% [markdown]
@@ -106,7 +100,7 @@ def say(text: str) -> None:
 # %%
 things = ["chair", "lamp", "coat", "kettle", "pen", "clock", "table", "spoon", "hat", "box", "rug", "bell"]
 good = ["fine", "lovely", "useful", "strong", "pretty", "cheap", "soft", "clean", "bright", "new"]
-bad = ["broken", "ugly", "useless", "weak", "dirty", "dear", "rough", "dull", "dark", "torn"]
+bad = ["broken", "ugly", "useless", "weak", "dirty", "faulty", "rough", "dull", "dark", "torn"]
 remarks = [(f"The {t} is {g}.", "praise") for t in things for g in good]
 remarks += [(f"The {t} is {b}.", "complaint") for t in things for b in bad]
 remarks += [(f"Is the {t} {a}?", "question") for t in things for a in good[::2] + bad[::2]]
@@ -140,7 +134,7 @@ sizes = {split: task.size(split) for split in ("train", "dev", "test")}
 print(sizes, "labels:", task.labels)
 
 # %% [markdown]
-# Then boosters, on a third of the modules in every round, chosen by lot.
+# Then boosters, on a third of the modules in every round, chosen at random.
 
 # %%
 method = XGBLoRA(selection="random", steps_per_round=steps_per_round, lr=0.03)
@@ -188,6 +182,7 @@ def logits(which: torch.nn.Module) -> torch.Tensor:
         return which(**inputs).logits.float().cpu()
 
 
+# %%
 live = logits(bench.model)
 with bench.at(0):
     untrained = logits(bench.model)
@@ -284,7 +279,7 @@ for rank in kept:
 price = pd.DataFrame(price).T.rename_axis("rank")
 display(price.round(3))
 
-# %%
+# %% tags=["folded"]
 figure = go.Figure()
 for column, colour, dash, symbol in (
     ("lost of the update, worst module", "#D55E00", "solid", "circle"),
@@ -359,6 +354,7 @@ classify = pipeline(
 )
 
 
+# %%
 class Answer(BaseHTTPRequestHandler):
     """POST {"text": …} gives {"label": …, "score": …}; anything else gives 400 and a sentence."""
 
@@ -379,6 +375,7 @@ class Answer(BaseHTTPRequestHandler):
         """Quiet: the default writes every request to stderr."""
 
 
+# %% tags=["folded"]
 def ask(port: int, body: str) -> tuple[int, dict]:
     """One request to the server on this machine: the status and the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -390,6 +387,7 @@ def ask(port: int, body: str) -> tuple[int, dict]:
         connection.close()
 
 
+# %%
 server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)  # this machine only; 0 asks for any free port
 threading.Thread(target=server.serve_forever, daemon=True).start()
 try:
@@ -448,6 +446,7 @@ class Moved(Hook):
         return bench.model(**batch).logits.float().log_softmax(-1)
 
 
+# %%
 curve = [r.losses for r in bench.history]
 histories = []
 for label, watched in {
@@ -459,6 +458,7 @@ for label, watched in {
         histories[-1].label = label
 assert [r.losses for r in histories[0]] == curve  # it only looked: the same losses as without it
 
+# %% tags=["folded"]
 figure = go.Figure()
 for history in histories:
     look = figures.style(history.method)
@@ -539,8 +539,8 @@ say(f"The rule stopped the run after {stopped} of {planned} rounds." if stopped 
     f"All {planned} rounds were run: no round fell below a bar.")  # fmt: skip
 
 # %% [markdown] tags=["solution"]
-# A single weak round is thin evidence: with a third of the modules drawn by lot, some rounds draw the wrong
-# ones. A better rule waits for several of them. The library's `Stop(n_iter_no_change=…)` does.
+# A single weak round is thin evidence: with a third of the modules drawn at random, some rounds draw the
+# wrong ones. A better rule waits for several of them. The library's `Stop(n_iter_no_change=…)` does.
 
 # %% [markdown]
 # ## 7 · Your own method
@@ -678,7 +678,7 @@ check.choice(
 #
 # The last cell checks what the text says about your run, and leaves nothing behind.
 
-# %%
+# %% tags=["folded"]
 # Sections 2 and 3: what left the lab is what was trained, and not the base.
 assert merged_error < 1e-3 < 1e-2 < change
 assert peft_error < 1e-3
