@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tests.tiny import tiny_llama
 from transformers import LlamaConfig
 
+from tests.tiny import tiny_llama
 from xgblora_lab import Bench, LoRA, XGBLoRA, planted
 from xgblora_lab.course import ledger
 from xgblora_lab.lowrank.booster import LowRank, attached, init_A
@@ -21,7 +21,9 @@ def test_the_numbers_of_a_run_in_half_precision_are_those_of_its_shapes() -> Non
             bench.run(progress=False)
             record, merges = bench.history[-1], method.additive
             held = sum(t.nbytes for t in bench.weights._master.values())
-            factors = sum(t.nbytes for i in range(rounds) for pair in bench.ensemble[i].values() for t in pair)
+            factors = sum(
+                t.nbytes for i in range(rounds) for pair in bench.ensemble[i].values() for t in pair
+            )
             tensors = 2 * len(bench.modules)
         numbers = ledger.pair_numbers(model, rank)
         assert record.peak_parameters == numbers

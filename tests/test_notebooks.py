@@ -89,6 +89,24 @@ def test_a_notebook_has_three_to_five_exercises_whose_solutions_are_the_instruct
     assert all(cell.metadata.jupyter.source_hidden for cell in cells(path, "check"))
 
 
+@by_name(*STUDENTS, *INSTRUCTORS)
+def test_no_cell_shows_more_than_twenty_lines_or_a_word_to_the_formatter(path: Path) -> None:
+    seen = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    shown = [c.source for c in seen if not c.metadata.get("jupyter", {}).get("source_hidden")]
+    long = [f"{s.count(chr(10)) + 1} lines: {s.splitlines()[0]}" for s in shown if s.count("\n") >= 20]
+    assert not long, f"fold what teaches nothing, split the rest: {long}"
+    assert not [c.source for c in seen if "# fmt:" in c.source]
+
+
+@by_name(*STUDENTS)
+def test_an_exercise_says_its_minutes_and_its_check_says_why(path: Path) -> None:
+    prose = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    headings = re.findall(r"^### Exercise .+$", prose, flags=re.MULTILINE)
+    assert all(re.search(r" \(\d+ minutes, (easy|medium|hard)\)$", heading) for heading in headings)
+    assert all("because=" in cell.source for cell in cells(path, "check"))
+    assert re.search(r"\*\*Time\.\*\* About \d+ minutes: \d+ to read", prose)
+
+
 def stumbles(run: Executed) -> list[str]:
     """What a reader would find on stderr, progress bars aside."""
     streams = [
@@ -164,7 +182,7 @@ def twice(path: Path, target: Path) -> Path:
 
 
 @pytest.mark.notebook
-@by_name(STUDENTS[0], STUDENTS[-1])
+@by_name(*(path for path in STUDENTS if path.name.startswith(("00_", "09_"))))
 def test_a_notebook_runs_again_in_the_same_kernel(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_kernels: None
 ) -> None:
@@ -335,6 +353,34 @@ def test_one_source_makes_the_students_and_the_instructors_notebook(tmp_path: Pa
     assert namespace["answer"] is None
     exec(solved.source, namespace)
     assert namespace["answer"] == 2
+
+
+def test_a_folded_cell_is_collapsed_and_the_formatter_is_not_spoken_to(tmp_path: Path) -> None:
+    text = '# %% tags=["folded"]\nx = [1,\n     2]  # fmt: skip\n\n# %%\ny = 1  # fmt: of no account\n'
+    _, student, instructor = folder(tmp_path, text)
+    sources.build(tmp_path)
+    for path in (student, instructor):
+        hidden, shown = nbformat.read(path, as_version=4).cells[2:]
+        assert hidden.source == "x = [1,\n     2]"
+        assert hidden.metadata.jupyter.source_hidden
+        assert shown.source == "y = 1  # fmt: of no account"
+        assert "jupyter" not in shown.metadata
+
+
+def test_the_head_says_how_long_it_takes_to_read_to_do_and_to_compute(tmp_path: Path) -> None:
+    exercise = "# ### Exercise 1.1 · Add (7 minutes, easy)\n#\n# " + "word " * 351
+    text = f"# %% [markdown]\n# **Time.** {{time}}.\n\n# %% [markdown]\n{exercise}\n\n"
+    aside = '# %% tags=["folded"]\n' + "x = 1\n" * 900 + '\n# %% [markdown] tags=["solution"]\n# '
+    _, student, instructor = folder(tmp_path, text + aside + "word " * 900 + "\n")
+    sources.build(tmp_path)
+    said = [nbformat.read(path, as_version=4).cells[2].source for path in (student, instructor)]
+    assert said == ["**Time.** About 10 minutes: 2 to read, 7 for the exercises."] * 2
+    (tmp_path / "source" / "seconds.json").write_text('{"01_a": 400}', encoding="utf-8")
+    assert sources.build(tmp_path) == [student, instructor]
+    head = nbformat.read(student, as_version=4).cells[2].source
+    assert head == (
+        "**Time.** About 20 minutes: 2 to read, 7 for the exercises, 7 for computing on a laptop."
+    )
 
 
 CELL = '# %% tags=["exercise"]\n'

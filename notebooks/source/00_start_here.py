@@ -17,7 +17,7 @@
 #
 # Click into the next cell and press Shift and Enter together. Then press **Next round**, a few times.
 #
-# **Time.** About 10 minutes, one of them for computing. **You need.** A little Python.
+# **Time.** {time}. **You need.** A little Python.
 
 # %%
 from xgblora_lab import first_look
@@ -189,7 +189,7 @@ say(f"The loss fell from {losses[0]:.3f} to {losses[-1]:.3f} in {rounds} rounds 
 # Going back, and keeping things. The weights after two rounds are remembered exactly, and a saved ensemble
 # is the same when it is loaded.
 
-# %%
+# %% tags=["folded"]
 update = bench.update("matrix")
 bench.rewind(2)
 assert torch.equal(bench.update("matrix"), bench.ensemble.update("matrix", 2))
@@ -214,7 +214,7 @@ figures.spectrum(bench.history, "matrix")
 # Some notebooks also have live pieces with buttons. **Do you see a slider below, and does the number follow
 # it?** If not, all notebooks still work: each live piece has a plain figure beside it.
 
-# %%
+# %% tags=["folded"]
 slider = ipywidgets.IntSlider(3, 0, 10, description="move me")
 shown = ipywidgets.Label("3")
 ipywidgets.jslink((slider, "value"), (shown, "value"))
@@ -224,7 +224,7 @@ ipywidgets.HBox([slider, shown])
 # Last, a real model: a small language model that comes with the package, and sentences from the documentation
 # of this very Python. Nothing is downloaded.
 
-# %%
+# %% tags=["folded"]
 language_model, text = load("lab", "pydocs", limit=200, max_length=32)
 method = XGBLoRA(lr=0.01, steps_per_round=deep_kappa)
 with Bench(
@@ -247,7 +247,7 @@ say(f"**Everything works here.** The self-test took {time.perf_counter() - start
 #
 # The table is read from the notebooks themselves. In JupyterLab its titles are links.
 
-# %%
+# %% tags=["folded"]
 rows = ["| notebook | the question | time | you need |", "| --- | --- | --- | --- |"]
 for path in sources.shipped():
     notebook = sources.read(path)
@@ -267,8 +267,8 @@ display(Markdown("\n".join(rows)))
 # - **A transformer:** 02, then 03.
 # - **Your own question:** read the second column.
 
-# %% [markdown]
-# ## 5 · Words
+# %% [markdown] tags=["lookup"]
+# ## 5 · Words, to look up
 #
 # | word | what it means here |
 # | --- | --- |
@@ -287,7 +287,8 @@ display(Markdown("\n".join(rows)))
 # | `gate_proj` `up_proj` `down_proj` | the layer's other half, its small network of two widths |
 # | **peak**, **total** | numbers trained at one moment; summed over all rounds |
 # | **dev**, **test** | the split that may choose; the split that is looked at once, at the end |
-#
+
+# %% [markdown]
 # ## 6 · How a notebook is used
 #
 # **A guess first.** Sections ask a question before they answer it. Write down a guess, on paper or in a
@@ -309,7 +310,7 @@ for path in sources.shipped():
 #
 # Here is what it has to say. The exercise would be: *what is the rank of the update after all rounds?*
 
-# %%
+# %% tags=["folded"]
 for answer in (None, "many", 1, rounds):
     hints = {1: "That is one booster. How many were added?"}
     verdict = check.number("0.1", answer, rounds, hints=hints, because="Each of them added a direction.")

@@ -30,7 +30,7 @@
 # 4. follow one rank-1 booster after another, and say when LoRA is the better choice;
 # 5. predict what the number of steps in a round does.
 #
-# **Time.** About 60 minutes, two of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Matrix products, singular values, gradient descent, and a little PyTorch; no transformers.
 #

@@ -27,7 +27,7 @@
 # 5. hand the result to PEFT and `transformers`, and merge without losing it;
 # 6. compare with LoRA under one budget, and tune a classifier on real text.
 #
-# **Time.** About 75 minutes, a few of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebook 01: what a **booster**, a **round** and the **accumulated update** are.
 #
@@ -269,7 +269,7 @@ figures.ranks(bench.history)
 # late boosters are small.
 
 # %% [markdown]
-# ### Exercise 5.1 · The bound, from the records
+# ### Exercise 5.1 · The bound, from the records (4 minutes, easy)
 #
 # A record knows which modules its round trained: `record.modules` holds their names. Write the function:
 # the highest rank that the accumulated update of a module can have after all the rounds of a history.
@@ -356,7 +356,7 @@ say(
 # section has a suspicion.
 
 # %% [markdown]
-# ### Exercise 6.1 · What no loss can see
+# ### Exercise 6.1 · What no loss can see (3 minutes, medium)
 #
 # Add one more matrix *E* to the accumulated update of the planted module. Every row of *E* is orthogonal to
 # every input that the module ever gets. Which distance from the planted update changes?
@@ -446,7 +446,7 @@ print("the same rounds again: the same losses, and weights equal bit for bit")
 # alone.
 
 # %% [markdown]
-# ### Exercise 8.1 · Replay
+# ### Exercise 8.1 · Replay (8 minutes, medium)
 #
 # Write the replay yourself. You get the base weight, a list with one entry per round, and a number *t*. An
 # entry is the booster `(B, A)` of that round, or nothing (`None`) if the round did not draw the module.
@@ -516,7 +516,7 @@ say(f"Round {most} would be missed most ({rise[most]:+.4f}), round {least} least
 # column marks a booster that later ones have made useless or worse.
 
 # %% [markdown]
-# ### Exercise 9.1 · What adds up
+# ### Exercise 9.1 · What adds up (4 minutes, medium)
 #
 # One of the two columns of gains adds up to something simple. Give the sum of the column *gain when trained*,
 # from the loss on the probe at two moments only.
@@ -677,7 +677,7 @@ many.close()
 # and a half-precision weight is always the base plus *all* of them, rounded once.
 
 # %% [markdown]
-# ### Exercise 11.1 · What keeping costs
+# ### Exercise 11.1 · What keeping costs (4 minutes, easy)
 #
 # The ensemble keeps every booster. How many rank-1 boosters on the planted module hold as many numbers as its
 # weight?

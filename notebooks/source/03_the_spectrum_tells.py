@@ -27,7 +27,7 @@
 # 5. count intruder dimensions, and measure what was forgotten;
 # 6. say when boosting ends lower than LoRA of rank *r*, and when it does not.
 #
-# **Time.** About 65 minutes, a few of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebook 02: **booster**, **round**, **accumulated update**.
 #
@@ -206,7 +206,7 @@ say(
 # With more rounds the numerical rank grows past the rank of what was planted. No round knows when to stop.
 
 # %% [markdown]
-# ### Exercise 3.1 · Stable rank
+# ### Exercise 3.1 · Stable rank (4 minutes, easy)
 #
 # Write the function: the stable rank of a spectrum. For an update of zeros it is 0.
 
@@ -280,7 +280,7 @@ say(
 # is the number to beat.
 
 # %% [markdown]
-# ### Exercise 5.1 · The number to beat
+# ### Exercise 5.1 · The number to beat (5 minutes, medium)
 #
 # An update has directions on both sides: left singular vectors with as many entries as the weight has rows,
 # right ones with as many as it has columns. The figure below shows the mean of the two alignments. What
@@ -336,7 +336,7 @@ say(
 # sees a weight through its inputs only.
 
 # %% [markdown]
-# ### Exercise 5.2 · The right spectrum
+# ### Exercise 5.2 · The right spectrum (4 minutes, hard)
 #
 # Take the planted update and turn it: multiply *B* with a random rotation from the left. All singular values
 # stay as they are. How far is the result from the planted update, relative to its length? (No update at all
@@ -487,7 +487,7 @@ pd.DataFrame(spread).T.round(2)
 # The dotted line has a head and a long tail. The tail holds many directions, each of little strength.
 
 # %% [markdown]
-# ### Exercise 7.1 · The long tail
+# ### Exercise 7.1 · The long tail (5 minutes, medium)
 #
 # Here are the singular values of full fine-tuning's update of that module. How many of its leading
 # directions are needed to hold 90 % of its energy, the sum of the squares?
@@ -706,7 +706,7 @@ say(
 # tasks.
 
 # %% [markdown]
-# ### Exercise 9.1 · The floor of a flat spectrum
+# ### Exercise 9.1 · The floor of a flat spectrum (3 minutes, easy)
 #
 # Steepness 0 means that all `size` singular values of the target are equal. Which part of the loss can LoRA
 # of rank `rank` never take away there?

@@ -26,7 +26,7 @@
 # 3. tell *equal steps*, *equal peak parameters*, *equal total parameters* and *equal time* apart;
 # 4. name budgets at which boosting or LoRA ends lower, on this task, and say what you do not know.
 #
-# **Time.** About 60 minutes, some ten of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebook 01: **booster**, **round**, κ, the **tail** at which a low rank stops. Notebook 02
 # helps.
@@ -217,7 +217,7 @@ say(
 # edge of the grid, the method may have been cut short, and the grid must grow.
 
 # %% [markdown]
-# ### Exercise 2.1 · Choose and report
+# ### Exercise 2.1 · Choose and report (6 minutes, medium)
 #
 # A sweep gives two scores for each learning rate, both losses: one on dev, one on test. Write the function
 # that returns the number to report. `sweep` is a dictionary: rate → (dev, test).
@@ -437,7 +437,7 @@ from xgblora_lab.widgets import RaceView
 RaceView(contest)
 
 # %% [markdown]
-# ### Exercise 5.1 · The same total
+# ### Exercise 5.1 · The same total (3 minutes, medium)
 #
 # Cut the same number of steps into rounds of half the length (κ/2 steps each). Which rank must LoRA have now
 # to train as many numbers *in total* as boosting?
@@ -518,7 +518,7 @@ say(
 # that. If you have the memory for it, compare with *it*.
 
 # %% [markdown]
-# ### Exercise 6.1 · One knob more
+# ### Exercise 6.1 · One knob more (3 minutes, medium)
 #
 # Somebody tries five lengths of a round with every learning rate of the grid for boosting. LoRA gets
 # the grid of learning rates alone. Each is reported at its best dev score. What is wrong?
@@ -598,7 +598,7 @@ elif len(doc_lrs) == 1:
     say("In this profile the learning rate is not tuned: nobody's number should be quoted.")
 
 # %% [markdown]
-# ### Exercise 7.1 · How sure is an accuracy?
+# ### Exercise 7.1 · How sure is an accuracy? (4 minutes, easy)
 #
 # An accuracy of *p* on *n* passages has a standard error of about √(*p*(1 − *p*)/*n*). Take the accuracy of
 # XGBLoRA, `accuracy["XGBLoRA"]`. How large is the standard error on a test set **four times** as large as

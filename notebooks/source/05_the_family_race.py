@@ -26,7 +26,7 @@
 # 3. explain why one learning rate for all is no fair race;
 # 4. read a race: what helped, what did not, and what cannot be told.
 #
-# **Time.** About 90 minutes; the races at the end compute for some minutes.
+# **Time.** {time}.
 #
 # **You need.** Notebooks 01 and 02: LoRA, **booster**, **round**, **rank**, and what Adam does.
 #
@@ -334,7 +334,7 @@ say(
 )
 
 # %% [markdown]
-# ### Exercise 3.1 · A lost minus
+# ### Exercise 3.1 · A lost minus (3 minutes, medium)
 #
 # In the paper there is a minus before ξ. In a later version of the authors' code it is a plus. What does
 # the plus do to the loss *before the first step*?
@@ -453,7 +453,7 @@ figure.update_yaxes(type="log", title="−⟨ΔW, G⟩, relative", tickvals=[0.0
 # rank, ask first whether plain LoRA with a larger learning rate helps as much.
 
 # %% [markdown]
-# ### Exercise 4.1 · One formula, two names
+# ### Exercise 4.1 · One formula, two names (4 minutes, easy)
 #
 # Write the α with which plain LoRA of rank `rank` is the same as RoRA with `alpha`.
 
@@ -487,7 +487,7 @@ check.function(
 #
 # **A ← A − η · step, B ← B − λη · step, with λ = 16**
 #
-# ### Exercise 4.2 · The first step of LoRA+
+# ### Exercise 4.2 · The first step of LoRA+ (4 minutes, medium)
 #
 # LoRA+ runs with its defaults, `lr=1e-4` and `ratio=16`. Which learning rate must plain LoRA have to make the
 # *same first step*? (Which of A and B has a gradient at the first step?)
@@ -876,7 +876,7 @@ say(
 figures.costs([history for label in found.labels for history in found.chosen(label)[:1]])
 
 # %% [markdown]
-# ### Exercise 8.1 · Chance among many
+# ### Exercise 8.1 · Chance among many (3 minutes, easy)
 #
 # Suppose that none of the methods differs from LoRA at all. Each is compared with LoRA at 95 %. How many
 # will be called better or worse nevertheless, on average?
@@ -893,6 +893,7 @@ check.number(
         0: "A 95 % interval misses the truth sometimes. How often?",
         0.05: "That is the chance for one method. How many methods are compared?",
         0.95 * len(planted_gaps): "That many are *not* called, on average.",
+        1 - 0.95 ** len(planted_gaps): "That is the chance of at least one. How many are there on average?",
     },
     because="5 % of all comparisons, however good each one is.",
 )  # fmt: skip
@@ -903,7 +904,7 @@ check.number(
 # everybody look good.) A winner is a candidate for a second race with fresh seeds, and not a result.
 
 # %% [markdown]
-# ### Exercise 8.2 · What an interval says
+# ### Exercise 8.2 · What an interval says (2 minutes, easy)
 #
 # A method's interval runs from clearly better to clearly worse than LoRA. Which conclusion is right?
 #

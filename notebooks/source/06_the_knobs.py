@@ -25,10 +25,10 @@
 # 3. explain what a merge may destroy, and where it is safe;
 # 4. say which knobs mattered in your run, and why that is no law.
 #
-# **Time.** About 60 minutes, some ten of them for computing.
+# **Time.** {time}.
 #
-# **You need.** Notebooks 01 and 04: **booster**, **round**, **shrinkage**, and why each variant tries its own
-# learning rates.
+# **You need.** Notebooks 01 and 04: **booster**, **round**, and why each variant tries its own learning
+# rates.
 #
 # A question comes before each answer. **Write down your guess, then run the cell.** Sentences behind a grey
 # bar are written by code, from the numbers of *your* run. Five exercises check themselves: replace `None` by
@@ -50,7 +50,7 @@ from IPython.display import display
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xgblora_lab import Bench, Hook, XGBLoRA, check, planted, race
-from xgblora_lab.course.board import pick, say
+from xgblora_lab.course.board import chart, line, pick, say
 
 torch.set_num_threads(1)  # the model is so small that a second thread costs more than it brings
 
@@ -195,7 +195,7 @@ by_kappa = experiment("κ", {str(k): None if k == kappa else plain(steps_per_rou
 # Tune it together with the learning rate, since short rounds spend most of their steps near *B* = 0.
 
 # %% [markdown]
-# ### Exercise 2.1 · Count the boosters
+# ### Exercise 2.1 · Count the boosters (2 minutes, easy)
 #
 # How many boosters, of rank 1 on one module each, does the plain setting leave in the ensemble?
 
@@ -271,7 +271,7 @@ display(sweeps)
 # size.
 
 # %% [markdown]
-# ### Exercise 4.1 · The scale
+# ### Exercise 4.1 · The scale (2 minutes, easy)
 #
 # Write the function: the scale of a booster.
 
@@ -376,7 +376,7 @@ say(
 # that advantage here.
 
 # %% [markdown]
-# ### Exercise 6.1 · What is left
+# ### Exercise 6.1 · What is left (4 minutes, medium)
 #
 # One direction, boosters that fit it perfectly: each round finds all that is left of it, and merges the part
 # `shrinkage` of that. Which part of the direction is still missing after `t` rounds?
@@ -398,6 +398,7 @@ check.function(
         (lambda s, t: max(0.0, 1 - s * t), "Each round merges a part of what is *left*, not of the whole."),
         (lambda s, t: s**t, "That is the part of one factor. Which part is left after one round?"),
         (lambda s, t: 1 - (1 - s) ** t, "That is what has been found."),
+        (lambda s, t: (1 - s) ** (2 * t), "That is the part of the *loss*, which is a square."),
     ],
     because="Each round leaves the part 1 − shrinkage of what the last one left.",
 )  # fmt: skip
@@ -452,11 +453,51 @@ by_warmup = experiment(
 # %% [markdown]
 # ## 9 · The optimizer's memory
 #
-# Notebook 01 has shown what a half reset does to Adam's steps: averages at zero and an old counter make the
-# first steps several times too long. The same three policies here, on a transformer.
+# Adam remembers. It keeps running averages of the gradient and of its square, and a counter of its steps. A
+# new booster is a new pair of parameters. What should happen to Adam's memory?
 #
-# **Question.** Take each policy at its own best rate. Which one is best? Which has its best at the lowest
-# rate?
+# - **fresh**: forget all of it. This is what the bench does.
+# - **keep**: carry averages and counter over to the new booster.
+# - **zero_moments**: set the averages to zero and keep the counter. It looks like a reset.
+#
+# **Question.** Zero averages, but the counter says that a thousand steps have passed. Adam divides its
+# averages by a correction that is small at the first steps and near 1 later. What happens to the size of the
+# first steps?
+
+
+# %%
+def step_sizes(stale: bool, count: int = 60) -> list[float]:
+    """Adam's step over its learning rate, for a gradient that is always 1, after a reset at step 1000."""
+    weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+    adam = torch.optim.Adam([weight], lr=1.0)
+    sizes = []
+    for i in range(1000 + count):
+        if i == 1000 and stale:
+            adam.state[weight]["exp_avg"].zero_()
+            adam.state[weight]["exp_avg_sq"].zero_()
+        elif i == 1000:
+            adam.state.clear()
+        before = weight.item()
+        weight.grad = torch.ones_like(weight)
+        adam.step()
+        sizes.append(before - weight.item())
+    return sizes[1000:]
+
+
+# %%
+multiples = {"fresh": step_sizes(stale=False), "zero_moments": step_sizes(stale=True)}
+figure = chart("A reset that keeps the counter", "step after the reset", "step size / learning rate")
+for look, (name, lengths) in enumerate(multiples.items()):
+    line(figure, name, range(1, len(lengths) + 1), lengths, look)
+figure.update_yaxes(rangemode="tozero").show()
+say("; ".join(f"{name}: largest step {max(x):.2f} × learning rate" for name, x in multiples.items()) + ".")
+
+# %% [markdown]
+# The half reset is a learning rate that jumps up after every merge, and nobody asked for it. It looks like an
+# improvement wherever the learning rate was too low, and like an explosion wherever it was not.
+#
+# **Question.** Now on the transformer. Take each policy at its own best rate. Which one is best? Which has
+# its best at the lowest rate?
 
 # %%
 by_policy = experiment(
@@ -531,7 +572,7 @@ by_options = experiment(
 # later boosters repaired.
 
 # %% [markdown]
-# ### Exercise 11.1 · The price of looking
+# ### Exercise 11.1 · The price of looking (4 minutes, medium)
 #
 # In each round, `"hardest"` asks for the loss of every row that is planned for 2κ steps. Counted in batches
 # of the usual size, how many extra forwards does the whole run make?
@@ -636,7 +677,7 @@ say(
 # boosters in float32, and a half-precision weight follows from all of them at once.
 
 # %% [markdown]
-# ### Exercise 12.1 · Too small to count
+# ### Exercise 12.1 · Too small to count (5 minutes, medium)
 #
 # A weight of exactly 1.0 is kept in bfloat16. Its next larger neighbour is
 # `1 + torch.finfo(torch.bfloat16).eps`. A change below which size is rounded away completely?
@@ -756,4 +797,7 @@ assert sum(r.extra_forwards for r in by_options["hardest"].histories[0]) > 0
 # Section 12: one by one is worse than once, and float32 is safe.
 assert precision.loc["bfloat16, one by one"].iloc[0] > precision.loc["bfloat16, once"].iloc[0]
 assert precision.loc["float32, one by one"].iloc[0] < 1e-3
+# Section 9: the half reset multiplies the step, a fresh optimizer does not.
+assert max(multiples["fresh"]) < 1.01
+assert max(multiples["zero_moments"]) > 5
 print("All facts hold.")

@@ -29,7 +29,7 @@
 # 3. measure how good a trained booster is, on a scale that ends at the best possible one;
 # 4. say what unequal inputs, too few steps and choosing few modules do to each promise.
 #
-# **Time.** About 75 minutes, two or three of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebook 01; the singular value decomposition, and what a gradient is.
 #
@@ -166,7 +166,7 @@ say(
 # rounds are necessary. Are they enough? Not if chance chooses. The probability that a module is never chosen
 # is (1 − L_s/N)<sup>T</sup>.
 #
-# ### Exercise 1.1 · Rounds for a rank
+# ### Exercise 1.1 · Rounds for a rank (6 minutes, medium)
 #
 # Write the bound as a function: the least whole number of rounds that can give each of `N` modules an update
 # of rank `rho`.
@@ -331,7 +331,7 @@ say(
 # The flat target is the worst case: in its first round the bound is an equality. After that round the bound
 # is not tight even there, so the proof has given something away.
 #
-# ### Exercise 2.1 · A sharper bound
+# ### Exercise 2.1 · A sharper bound (6 minutes, hard)
 #
 # After *t* exact rounds only *d* − *t* singular values are left, not *d*. Use that. Which share of the
 # loss is left after *T* rounds *at most*, whatever the spectrum? (Multiply the factors for *t* = 0, 1,
@@ -374,7 +374,7 @@ check.function(
 #
 # **Question.** Which share of the loss does it take away in a round, on average?
 #
-# ### Exercise 3.1 · A random direction
+# ### Exercise 3.1 · A random direction (5 minutes, medium)
 #
 # Let **a** be a random direction in *k* dimensions, of length 1. The best B for A = aᵀ is R**a**, and what is
 # left of the loss is ½ ‖R(I − aaᵀ)‖². Which share of ‖R‖² is taken away on average, for `size` dimensions?
@@ -610,7 +610,7 @@ ranking.to_frame()
 # This holds for any smooth loss, a transformer's among them, as far as β and μ exist. For our f they are the
 # eigenvalues of S²: β = 1 and μ = 1/c.
 #
-# ### Exercise 5.1 · What the bound promises
+# ### Exercise 5.1 · What the bound promises (6 minutes, medium)
 #
 # After how many rounds does Bound 4 promise that the loss is halved, for `size` and the condition number
 # `c = 100`? Give a whole number.
@@ -806,7 +806,7 @@ medians.rename_axis("κ").rename_axis("c", axis=1)
 # *Proof.* Each module loses at least the *d*-th part of its own loss if it is drawn (Bound 3), and it
 # is drawn with probability L_s/N. Add up, and repeat. ∎
 #
-# ### Exercise 6.1 · Half as many
+# ### Exercise 6.1 · Half as many (3 minutes, medium)
 #
 # You halve L_s, so that a round holds half as many boosters in memory. What does Bound 5 say about the rounds
 # that you need for the same promise?

@@ -26,7 +26,7 @@
 # 4. say what a run holds in memory, and what changes on a GPU;
 # 5. read a model's mistakes, and not only count them.
 #
-# **Time.** About 50 minutes, some of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebook 02: booster, round, LoRA, the bench. No GPU: without one, the lab model and the
 # documentation of your Python stand in for RoBERTa and a benchmark.
@@ -214,7 +214,7 @@ say(
 # language models there is no such person; there the untrained model is what has to be beaten.
 
 # %% [markdown]
-# ### Exercise 2.1 · The score of somebody who does not read
+# ### Exercise 2.1 · The score of somebody who does not read (8 minutes, medium)
 #
 # Write the function for any labels: the share of `test` labels that are the most frequent label of `train`.
 
@@ -276,7 +276,7 @@ n = len(before)
 say(f"Untrained, on {n} test rows: {row_score} {before.mean():.3f}, with a standard error of {error:.3f}.")
 
 # %% [markdown]
-# ### Exercise 2.2 · Twice as sure
+# ### Exercise 2.2 · Twice as sure (3 minutes, easy)
 #
 # How many test rows would make the standard error half as large?
 
@@ -331,7 +331,7 @@ plan.round(1).style.format(dict.fromkeys(plan.columns[1:], "{:,.1f}") | {plan.co
 # which are not counted here. The larger these two are, the less the rank matters. Section 5 measures.
 
 # %% [markdown]
-# ### Exercise 3.1 · Count once yourself
+# ### Exercise 3.1 · Count once yourself (4 minutes, easy)
 #
 # A map takes `k` numbers to `d` numbers. How many numbers do its LoRA factors of rank `r` hold?
 
@@ -491,7 +491,7 @@ say(
 # `classroom` trains three seeds.
 
 # %% [markdown]
-# ### Exercise 4.1 · Right where the other is wrong
+# ### Exercise 4.1 · Right where the other is wrong (6 minutes, medium)
 #
 # Two methods with the same accuracy may know different things. From two lists of answers and the truth,
 # return how many rows only the first has right, and how many only the second.
@@ -685,7 +685,7 @@ if profile == "classroom" and not gpu:
     )
 
 # %% [markdown]
-# ### Exercise 8.1 · Seven billion
+# ### Exercise 8.1 · Seven billion (4 minutes, easy)
 #
 # Full fine-tuning with Adam in float32 holds, for every parameter, the weight, its gradient and two moments.
 # How many gigabytes (10⁹ bytes) is that for a model of 7 billion parameters, before any activation?

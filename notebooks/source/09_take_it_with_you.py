@@ -27,7 +27,7 @@
 # 4. serve the model with the standard library;
 # 5. write a hook and a method, each on half a page.
 #
-# **Time.** About 45 minutes, a minute or two of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebook 02: booster, round, accumulated update, LoRA. A little Python: classes, and what a
 # thread is.
@@ -224,7 +224,7 @@ say(
 )
 
 # %% [markdown]
-# ### Exercise 3.1 · The adapter's rank
+# ### Exercise 3.1 · The adapter's rank (3 minutes, easy)
 #
 # Each round put boosters of rank 1 on some of the modules. Which rank must the adapter have at least, so that
 # nothing is lost on any module? `bench.ensemble.times_chosen(name)` says how often a module was drawn;
@@ -308,7 +308,7 @@ say(
 # only rows like the user's can measure it.
 
 # %% [markdown]
-# ### Exercise 4.1 · The price, from the spectrum alone
+# ### Exercise 4.1 · The price, from the spectrum alone (5 minutes, medium)
 #
 # From the singular values of an update, the relative error of its best approximation of rank *r*.
 
@@ -495,7 +495,7 @@ say(
 # the same, number by number.
 
 # %% [markdown]
-# ### Exercise 6.1 · A bar for stopping
+# ### Exercise 6.1 · A bar for stopping (6 minutes, medium)
 #
 # A simple rule: stop when a round gains less than a tenth of what the best round so far has gained. Write the
 # bar, from the gains of all rounds so far. The cell below puts it into a hook. (While you have no bar,
@@ -600,7 +600,7 @@ say(
 # suite then tests it like all others, and `xgblora-lab race --methods lora:r=4,lora-fa:r=4` runs it.
 
 # %% [markdown]
-# ### Exercise 7.1 · Count it
+# ### Exercise 7.1 · Count it (2 minutes, easy)
 #
 # How many numbers does LoRA-FA train on a map from `k` to `d` numbers at rank `r`?
 
@@ -628,7 +628,7 @@ check.function(
 # sum over all modules and the head is what the table shows as peak parameters.
 
 # %% [markdown]
-# ### Exercise 7.2 · And the other way round?
+# ### Exercise 7.2 · And the other way round? (3 minutes, medium)
 #
 # Freeze *B* instead, as it starts, and train *A*. What does this method learn on its maps?
 #

@@ -27,7 +27,7 @@
 # 4. compute an interval by hand, and say what it allows you to report;
 # 5. say for which task you would take boosting, and for which LoRA.
 #
-# **Time.** About 50 minutes, one of them for computing.
+# **Time.** {time}.
 #
 # **You need.** Notebooks 01 and 04: **booster**, **round**, **peak** and **total** parameters, paired
 # differences.
@@ -127,7 +127,8 @@ for look, kind in enumerate(ledger):
     figure.add_bar(y=ledger.index, x=ledger[kind], name=kind, orientation="h", marker=marker)
 figure.add_vline(x=memory_gb, line={"color": "#222222", "width": 3, "dash": "dot"})
 layout(figure, "A 7B model while it trains", f"dotted: the {memory_gb:g} GB of the GPU; one sequence", 420)
-figure.update_layout(barmode="stack").update_xaxes(title="memory on the GPU (GB)")
+figure.update_layout(barmode="stack", legend={"y": -0.4, "traceorder": "normal"})
+figure.update_xaxes(title="memory on the GPU (GB)")
 figure.update_yaxes(autorange="reversed").show()
 
 # %%
@@ -316,6 +317,9 @@ say(
 
 # %% [markdown]
 # The number of rounds was chosen on dev. So dev is spent, and the score to report is the one on test.
+#
+# Compare the two columns. The loss counts how *sure* a model is of its wrong answers, the accuracy only
+# counts them, and on few rows they may disagree. Say beforehand which one you stop by and report.
 
 # %% [markdown]
 # ### Exercise 3.1 · The rule (8 minutes, medium)

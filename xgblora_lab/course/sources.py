@@ -3,15 +3,15 @@
 `notebooks/source/NN_name.py` (jupytext percent format) is what people edit and review. The command `python -m
 xgblora_lab.course.sources` writes two notebooks from it, the student's `notebooks/NN_name.ipynb`, in which
 the exercises are blank, and the instructor's `notebooks/instructor/NN_name.ipynb`. They depend only on the
-source and on the address and version in `pyproject.toml`: they have no outputs, cell ids that come from the
-cells' text, and one kernelspec.
+source, the measured seconds beside it, and the address and version in `pyproject.toml`: they have no outputs,
+cell ids that come from the cells' text, and one kernelspec.
 
 In a code cell tagged `exercise`, the lines from `# solution: rank = None  # your answer: a number` to
 `# end` are the instructor's; the student finds what stands after the colon in their place. A cell tagged
 `solution` is for the instructor alone. A cell tagged `check` is one call of `xgblora_lab.check`, shown
 collapsed, as is a cell tagged `folded`, which holds what must be there and teaches nothing. What is meant for
-the formatter (`# fmt: skip`) stays in the source. Both notebooks begin with the badges and with the cell that
-installs the package on Colab.
+the formatter (`# fmt: skip`) stays in the source, and `{time}` becomes the time that the lesson takes. Both
+notebooks begin with the badges and with the cell that installs the package on Colab.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from xgblora_lab.course.times import MARK, measured, minutes
 from xgblora_lab.files import write_text
 
 if TYPE_CHECKING:
@@ -161,6 +162,11 @@ def convert(source: Path, *, instructor: bool = False) -> NotebookNode:
         cells = version(notebook.cells, instructor=instructor)
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from None
+    for cell in cells:
+        if MARK in cell.source and cell.cell_type == "markdown":
+            students = version(jupytext.read(source, fmt="py:percent").cells, instructor=False)
+            seconds = measured(source.parent).get(source.stem)
+            cell.source = cell.source.replace(MARK, str(minutes(students, seconds)))
     notebook.cells = opening(path, instructor=instructor) + cells
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
