@@ -354,7 +354,7 @@ for (value, found), (colour, dash) in zip(by_shrinkage.items(), looks, strict=Tr
         y += [r.measurements["before merge"] / untrained, r.probe_after / untrained]
     jumps[value] = [r.probe_after / r.measurements["before merge"] for r in records]
     figure.add_scatter(
-        x=x, y=y, name=f"shrinkage {value}", mode="lines+markers",
+        x=x, y=y, name=f"shrinkage {value}, learning rate {method.lr:g}", mode="lines+markers",
         line={"color": colour, "dash": dash, "width": 3},
     )  # fmt: skip
 figure.update_layout(

@@ -481,7 +481,7 @@ check.choice(
 
 # %% [markdown] tags=["solution"]
 # Memory rules out (a), and (c) in half precision. And even if it did fit: with few steps, LoRA trains all its
-# directions from the first one on (notebook 03, section 8). The answer may change when the base is quantised,
+# directions from the first one on (notebook 03, section 9). The answer may change when the base is quantised,
 # when the GPU is much smaller, or when training is long.
 
 # %% [markdown]
