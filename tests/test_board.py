@@ -1,11 +1,13 @@
-"""The board of the lessons: no line is told by its colour alone, and an unknown profile is refused."""
+"""The board of the lessons and its pictures: what they show adds up, and no line is told by colour alone."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from xgblora_lab import figures
 from xgblora_lab.course.board import chart, line, pick, say
+from xgblora_lab.course.pictures import boosted_stumps, rank_one_sum
 
 
 def test_a_chart_names_its_axes_and_tells_lines_apart_without_colour() -> None:
@@ -30,3 +32,26 @@ def test_a_profile_is_one_of_those_that_there_are() -> None:
 def test_a_sentence_stands_behind_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     say("It fell.")  # outside a notebook, IPython writes what it would show
     assert "Markdown" in capsys.readouterr().out
+
+
+def test_pictures_of_rank_one_add_up_to_the_matrix() -> None:
+    target = np.random.default_rng(0).normal(size=(5, 4))
+    U, s, Vh = np.linalg.svd(target, full_matrices=False)
+    figure = rank_one_sum(U, s, Vh, 4)
+    assert np.allclose(figure.data[0].z, target, atol=1e-3)
+    sums = [np.array(frame.data[1].z) for frame in figure.frames]
+    left = [np.array(frame.data[2].z) for frame in figure.frames]
+    assert [np.linalg.matrix_rank(z, tol=1e-2) for z in sums] == [0, 1, 2, 3, 4]
+    assert all(np.allclose(a + b, target, atol=1e-3) for a, b in zip(sums, left, strict=True))
+    assert "0% of the sum" in figure.frames[-1].layout.title.subtitle.text
+    assert not np.allclose(sums[-2], target, atol=1e-2)  # one picture fewer is another matrix
+
+
+def test_what_the_next_tree_adds_is_the_difference_of_two_stages() -> None:
+    x, y = np.arange(3.0), np.array([0.0, 1.0, 2.0])
+    stages = [np.ones(3), np.array([0.5, 1.0, 1.5]), y]
+    figure = boosted_stumps(x, y, stages)
+    prediction, residual, added = (np.array(trace.y) for trace in figure.frames[1].data)
+    assert np.allclose(prediction + residual, y)
+    assert np.allclose(prediction + added, stages[2])
+    assert figure.frames[1].layout.title.subtitle.text == "1 tree: the mean squared residual is 0.167"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LlamaConfig
 
@@ -9,7 +11,7 @@ from tests.tiny import tiny_llama
 from xgblora_lab import Bench, LoRA, XGBLoRA, planted
 from xgblora_lab.course import ledger
 from xgblora_lab.lowrank.booster import LowRank, attached, init_A
-from xgblora_lab.lowrank.linear import find_modules
+from xgblora_lab.lowrank.linear import find_modules, weight_shape
 
 
 def test_the_numbers_of_a_run_in_half_precision_are_those_of_its_shapes() -> None:
@@ -36,7 +38,7 @@ def test_the_numbers_of_a_run_in_half_precision_are_those_of_its_shapes() -> Non
 
 def test_what_a_step_keeps_is_near_that_of_the_real_model() -> None:
     """On paper attention keeps its weights, token by token, which the real one need not."""
-    model = tiny_llama().to(torch.bfloat16)
+    model: Any = tiny_llama().to(torch.bfloat16)
     paper = ledger.on_paper(model.config)
     assert all(p.is_meta for p in paper.parameters())
     tokens, found = 32, {}
@@ -45,7 +47,7 @@ def test_what_a_step_keeps_is_near_that_of_the_real_model() -> None:
         model.requires_grad_(False)
         model.model.embed_tokens.weight.requires_grad_(True)  # so that the first layer keeps what others keep
         pairs = {
-            name: LowRank.fresh(m, init_A("kaiming", rank, m.in_features, torch.Generator()))
+            name: LowRank.fresh(m, init_A("kaiming", rank, weight_shape(m)[1], torch.Generator()))
             for name, m in find_modules(model).items()
         }
         with attached(model, pairs):

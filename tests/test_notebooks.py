@@ -233,6 +233,13 @@ def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path) -> None:
         run_notebook(twice(path, tmp_path / "twice.ipynb"), progress=False)
 
 
+def test_the_list_of_words_is_where_the_others_say_it_is() -> None:
+    words = ("booster", "round", "effective rank", "α", "probe", "nat")
+    (table,) = [c.source for c in nbformat.read(STUDENTS[0], 4).cells if c.source.startswith("## 5 · Words")]
+    assert all(f"**{word}**" in table for word in words)
+    assert "`o_proj`" in table
+
+
 ADDRESS = "https://github.com/xgblora/xgblora_lab"
 
 
@@ -247,6 +254,7 @@ def test_badges_lead_to_this_notebook_at_the_one_address(path: Path) -> None:
     assert f"(https://colab.research.google.com/github{project}/blob/{tag}/{where})" in first.source
     assert f"(https://mybinder.org/v2/gh{project}/{tag}?urlpath=lab/tree/{where})" in first.source
     assert ("Instructor's version" in first.source) == ("instructor" in where)
+    assert ("Notebook 00 has a list" in first.source) != path.name.startswith("00_")
     assert f"git+{ADDRESS}@{tag}" in install.source
     source = HOME / "source" / f"{path.stem}.py"
     assert project not in source.read_text(encoding="utf-8")  # the build alone knows it

@@ -134,7 +134,8 @@ say(
 # | residual: what the trees so far leave over | residual loss: the loss of the weight so far |
 # | a round fits one tree, then it stays | a round trains one booster, then it is merged |
 # | gradient: in the space of predictions | gradient: in the space of weights |
-# | shrinkage, early stopping, subsampling | the same three, by the same names |
+# | shrinkage, early stopping | the same two, by the same names |
+# | a round sees some columns only | a round trains some modules only |
 # | gain of a feature | gain of a module |
 #
 # Where does the analogy break?

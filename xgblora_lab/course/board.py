@@ -46,7 +46,7 @@ def say(text: str) -> None:
     """
     from IPython.display import Markdown, display
 
-    display(Markdown(f"> {text}"))  # type: ignore[no-untyped-call]
+    display(Markdown(f"> {text}"))
 
 
 def chart(title: str, x: str, y: str, *, log: str = "", note: str = "") -> go.Figure:

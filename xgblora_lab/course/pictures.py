@@ -87,7 +87,10 @@ def boosted_stumps(x: Any, y: Any, stages: Sequence[Any]) -> go.Figure:
         x=x, y=stages[1] - stages[0], name="next tree, shrunk", **stairs, line_color=BLUE, line_dash="dash",
         row=1, col=2,
     )  # fmt: skip
-    labels = [f"{t} trees: the mean squared residual is {np.mean((y - stages[t]) ** 2):.3f}" for t in shown]
+    labels = [
+        f"{t} tree{'s' if t != 1 else ''}: the mean squared residual is {np.mean((y - stages[t]) ** 2):.3f}"
+        for t in shown
+    ]
     layout(figure, "Boosting on a line: each tree is fitted to what is left", labels[0], 520)
     figure.update_xaxes(title_text="x").update_yaxes(title_text="y", col=1)
     first = y - stages[0]  # the largest residuals: one scale for all rounds

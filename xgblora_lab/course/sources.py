@@ -23,11 +23,10 @@ import re
 import shutil
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
+from typing import TYPE_CHECKING
 
+from xgblora_lab.course.opening import opening as opening  # its first two cells belong to every notebook
 from xgblora_lab.course.times import MARK, measured, minutes
 from xgblora_lab.files import write_text
 
@@ -40,16 +39,6 @@ _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _START = re.compile(r"( *)# solution(?:: *(.+))?")
 _END = re.compile(r" *# end")
 _FORMATTER = re.compile(r"[ \t]*# fmt: (?:skip|off|on)$", re.MULTILINE)  # a word to ruff, not to the reader
-_COLAB = "https://colab.research.google.com"
-_INSTALL = """\
-# On Colab this installs the lab and what Colab lacks for it; anywhere else it does nothing.
-import importlib.util
-import subprocess
-import sys
-
-if "google.colab" in sys.modules and importlib.util.find_spec("xgblora_lab") is None:
-    lab = "xgblora-lab @ git+{address}@{tag}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "anywidget", lab], check=True)"""
 
 
 def in_clone() -> bool:
@@ -175,37 +164,6 @@ def convert(source: Path, *, instructor: bool = False) -> NotebookNode:
         cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     notebook.metadata = {"kernelspec": dict(_KERNEL), "language_info": {"name": "python"}}
     return notebook
-
-
-@cache
-def _release() -> tuple[str, str]:
-    """The repository's address and the tag of this version, from the clone's `pyproject.toml`."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # jupytext brings it
-    project: dict[str, Any] = tomllib.loads(
-        (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    )["project"]
-    return project["urls"]["Repository"].rstrip("/"), f"v{project['version']}"
-
-
-def opening(path: str, *, instructor: bool) -> list[NotebookNode]:
-    """Return the first two cells of the notebook at `path` in the repository: badges, and Colab's install."""
-    from nbformat.v4 import new_code_cell, new_markdown_cell
-
-    address, tag = _release()
-    project = urlparse(address).path
-    colab = f"{_COLAB}/github{project}/blob/{tag}/{path}"
-    binder = f"https://mybinder.org/v2/gh{project}/{tag}?urlpath=lab/tree/{path}"
-    badges = (
-        f"[![Open in Colab]({_COLAB}/assets/colab-badge.svg)]({colab})\n"
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
-    if instructor:
-        badges += "\n\n**Instructor's version**, with the solutions."
-    install = new_code_cell(_INSTALL.format(address=address, tag=tag))
-    return [new_markdown_cell(badges), _collapsed(install)]
 
 
 def version(cells: list[NotebookNode], *, instructor: bool) -> list[NotebookNode]:
