@@ -623,6 +623,7 @@ print(f"largest difference of a logit from the live model: {merged_error:.0e}")
 tiny = XGBLoRA(steps_per_round=1, selection="all", lr=0.003, schedule="constant")
 many = Bench(model, task, tiny, **options | {"targets": planted, "steps": merges}, probe_size=0)
 many.run(progress=False)
+print(many)
 
 # %%
 W32 = many.weights.base(planted)

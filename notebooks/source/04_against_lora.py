@@ -49,10 +49,12 @@ import torch
 from IPython.display import display
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from xgblora_lab import LoRA, XGBLoRA, check, figures, load, race
 from xgblora_lab.course.board import chart, line, pick, say
 
+logging.disable_progress_bar()  # of saving a tiny model
 torch.set_num_threads(1)  # the models are so small that a second thread costs more than it brings
 
 #            κ | rounds | learning rates | seeds | budgets in rounds, and their learning rates
