@@ -77,7 +77,7 @@ def boosted_stumps(x: Any, y: Any, stages: Sequence[Any]) -> go.Figure:
     stages = [np.asarray(stage, dtype=float) for stage in stages]
     shown = range(len(stages) - 1)
     titles = ("data, and the sum of all trees so far", "residuals, and what the next tree adds")
-    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.1)
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.17)
     dots = {"mode": "markers", "marker": {"color": GREY, "size": 7}}
     stairs = {"mode": "lines", "line": {"shape": "hvh", "width": 3.5}}
     figure.add_scatter(x=x, y=y, name="data", **dots, row=1, col=1)
