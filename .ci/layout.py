@@ -37,7 +37,7 @@ ROOMS = {
     "tasks": "task rows encoding text pydocs planted matrix models identity",
     "methods": "options optimizers schedules base weak_learner xgblora lora full family/",
     "bench": "records hooks step measure fit rewind settings bench checkpoint",
-    "interop": "peft driven trainer",
+    "interop": "driven trainer arguments peft",
     "racing": "tuning race summary",
     "figures": "",
     "report": "contents offline page slides playground recorded",

@@ -35,6 +35,8 @@ class LoaderTask:
 
     Attributes
     ----------
+    name : str
+        What the training data calls itself, else its class.
     loaders : dict of str to DataLoader
         By split, as far as they are known. A loader over an iterable data set has no rows to ask for.
     """
@@ -42,14 +44,15 @@ class LoaderTask:
     metric, greater_is_better = "loss", False
 
     def __init__(self, model: nn.Module) -> None:
-        self.kind = kind_of(model)
+        self.name, self.kind = "", kind_of(model)
         self.loaders: dict[str, Any] = {}
 
-    @property
-    def name(self) -> str:
-        """What the data set calls itself, else its class."""
-        data = getattr(self.loaders.get("train"), "dataset", None)
-        return str(getattr(data, "builder_name", None) or type(data).__name__ if data is not None else "")
+    def bring(self, split: str, loader: Any) -> None:
+        """Take the rows of a split from this loader."""
+        self.loaders[split] = loader
+        data = getattr(loader, "dataset", None)
+        if split == "train":
+            self.name = str(getattr(data, "builder_name", None) or type(data).__name__)
 
     def size(self, split: str = "train") -> int:
         """Number of rows; 0 where there is no such loader, or it cannot tell."""
@@ -150,7 +153,6 @@ class DrivenBench(Bench):
 
     trainer_class = GivenBatches
     trainer: GivenBatches
-    task: LoaderTask
     stopped = False  # whether a hook has asked for the end
 
     def plan(self, steps: int) -> None:

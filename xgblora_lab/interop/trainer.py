@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from xgblora_lab.bench.checkpoint import Checkpoint, read, take_over
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.records import Round
 from xgblora_lab.files import plain, replaced_folder
+from xgblora_lab.interop.arguments import check_arguments
 from xgblora_lab.interop.driven import DrivenBench, LoaderTask, loss_of, step_loss
 from xgblora_lab.lowrank.linear import stored_weight
 from xgblora_lab.methods.xgblora import XGBLoRA
@@ -28,26 +28,6 @@ if TYPE_CHECKING:
 
 FOLDER = "xgblora"  # inside a checkpoint of Trainer's
 GUEST = "xgblora_boosters"  # the model's submodule for the length of a forward and backward pass
-
-# What a step does is the method's; an argument that says otherwise would have no effect. By Trainer's name:
-# the method's, and a value that is accepted beside the default.
-STEP: dict[str, tuple[str, Any]] = {
-    "learning_rate": ("lr", None),
-    "lr_scheduler_type": ("schedule", None),
-    "warmup_steps": ("warmup", 0),
-    "weight_decay": ("weight_decay", 0.0),
-    "adam_beta1": ("betas", None),
-    "adam_beta2": ("betas", None),
-    "max_grad_norm": ("max_grad_norm", 0.0),
-}
-REFUSED = {
-    "deepspeed": "DeepSpeed keeps the weights and optimizers that rounds change: train without it.",
-    "fsdp": "FSDP shards the weights that rounds are merged into: use a Bench with accelerate for that.",
-    "fp16": "fp16's gradient scaler belongs to Trainer's own optimizer: use bf16=True, or neither.",
-    "torch_compile": "A compiled model does not see that boosters come and go: leave torch_compile out.",
-    "label_smoothing_factor": "Rounds record the model's own loss: leave label_smoothing_factor out.",
-    "use_liger_kernel": "Liger's kernels take the place of layers that boosters sit on: leave it out.",
-}
 
 
 class XGBLoRACallback(TrainerCallback):
@@ -107,6 +87,7 @@ class XGBLoRACallback(TrainerCallback):
             )
         self.targets, self.hooks, self.probe_size = targets, list(hooks), probe_size
         self._bench: DrivenBench | None = None
+        self._task: LoaderTask | None = None
         self._steps: Generator[list[nn.Parameter] | Round, Any, None] | None = None
         self._handles: list[Any] = []
         self._clipping: tuple[Any, float] | None = None  # Trainer's arguments, and what they said
@@ -153,11 +134,12 @@ class XGBLoRACallback(TrainerCallback):
     def on_init_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """See the base before anything changes it, and freeze it before Trainer makes an optimizer."""
         model = objects["model"]
-        _check(args, self.method, objects["optimizer"])
+        check_arguments(args, self.method, objects["optimizer"])
         accumulation = args.gradient_accumulation_steps
+        self._task = LoaderTask(model)
         self._bench = DrivenBench(
             model,
-            LoaderTask(model),
+            self._task,
             self.method,
             batch_size=args.per_device_train_batch_size * accumulation,
             accumulation=accumulation,
@@ -172,15 +154,16 @@ class XGBLoRACallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Go on from a checkpoint's rounds, or begin with none."""
         bench, model = self.bench, objects["model"]
+        assert self._task is not None
         if model is not bench.model:
             raise ValueError(
                 "Trainer trains another model than it was made with: give it model=, and no model_init."
             )
         self.abandon()
-        _check(args, self.method, None)
+        check_arguments(args, self.method, None)
         bench.check_open()
-        bench.task.loaders["train"] = objects["train_dataloader"]
-        if not bench.task.size("train"):
+        self._task.bring("train", objects["train_dataloader"])
+        if not self._task.size("train"):
             bench.probe_size = bench._measure.probe_size = 0
         if state.global_step:
             self._resume(_folder(args, state), state.global_step)
@@ -210,8 +193,8 @@ class XGBLoRACallback(TrainerCallback):
             raise RuntimeError("The model made no forward pass in this step, so there is none to record.")
         if all(p.grad is None for p in bench.method.trainable().values()):
             raise RuntimeError(
-                "No booster got a gradient in this step: see that the loss depends on the adapted modules, and "
-                "give activation checkpointing use_reentrant=False."
+                "No booster got a gradient in this step: see that the loss depends on the adapted modules, "
+                "and give activation checkpointing use_reentrant=False."
             )
         bench.average_gradients()
         loss = bench.summed(step_loss(self._losses, self._batches)) / bench.accelerator.num_processes
@@ -229,8 +212,8 @@ class XGBLoRACallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Remember the rows of the evaluation, for the bench's own."""
-        if self._bench is not None and objects.get("eval_dataloader") is not None:
-            self.bench.task.loaders["dev"] = objects["eval_dataloader"]
+        if self._task is not None and objects.get("eval_dataloader") is not None:
+            self._task.bring("dev", objects["eval_dataloader"])
 
     def on_save(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Put the rounds beside what Trainer saved."""
@@ -317,29 +300,6 @@ class XGBLoRACallback(TrainerCallback):
 def _folder(args: Any, state: Any) -> Path:
     """Where the rounds of the present step's checkpoint lie."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
-
-
-def _check(args: Any, method: Method, optimizer: Any) -> None:
-    """Refuse what a round cannot be part of, and what would have no effect."""
-    for name, sentence in REFUSED.items():
-        if getattr(args, name, None):
-            raise ValueError(sentence)
-    if args.n_gpu > 1:
-        raise ValueError(
-            "DataParallel copies the model in every pass: start a process for each GPU with torchrun."
-        )
-    if optimizer is not None:
-        raise ValueError("The method makes an optimizer in every round: leave Trainer's optimizers= out.")
-    defaults = {f.name: f.default for f in dataclasses.fields(args)}
-    for name, (option, accepted) in STEP.items():
-        value, own = getattr(args, name, None), getattr(method, option)
-        if value not in (None, defaults.get(name), accepted, own) and value not in (
-            own if isinstance(own, tuple) else ()
-        ):
-            raise ValueError(
-                f"TrainingArguments({name}={value}) would have no effect, as a round's step is the method's: "
-                f"leave it out, and say it in the method ({option}=…)."
-            )
 
 
 def _show_rate(scheduler: Any, rate: float) -> None:
