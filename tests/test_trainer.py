@@ -54,11 +54,8 @@ def bench_of(kind, **options):
 
 def rows_of(bench):
     """The rows that a bench sees, one after another, as Trainer's data set."""
-    task, rows = bench.task, []
-    for step in range(bench.steps):
-        for row in bench.trainer.planned_rows(step):
-            rows.append({k: v[0] for k, v in task.batch("train", [row]).items()})
-    return rows
+    rows = [row for step in range(STEPS) for row in bench.trainer.planned_rows(step)]
+    return [{k: v[0] for k, v in bench.task.batch("train", [row]).items()} for row in rows]
 
 
 def trainer_of(folder, rows, model, callback, *, kind=InOrder, callbacks=(), **arguments):
@@ -77,6 +74,7 @@ def trainer_of(folder, rows, model, callback, *, kind=InOrder, callbacks=(), **a
         model,
         TrainingArguments(str(folder), **arguments),
         train_dataset=rows,
+        eval_dataset=rows[:8],
         callbacks=[callback, *callbacks],
     )
 
@@ -128,6 +126,21 @@ def test_a_round_is_a_benchs_on_the_same_batches(kind, accumulation, tmp_path):
     assert equal(snapshot(model), base)
 
 
+def in_two_processes(folder):
+    """What test_processes.py compares with one process: every process sees half of each batch."""
+    for kind in MODELS:
+        callback = XGBLoRACallback(METHOD)
+        arguments = {"per_device_train_batch_size": BATCH // 2, "ddp_backend": "gloo"}
+        trainer = trainer_of(
+            folder / "trainer", rows(kind)[: STEPS * BATCH], MODELS[kind](), callback, **arguments
+        )
+        trainer.train()
+        assert callback.bench.accelerator.num_processes == 2
+        if trainer.is_world_process_zero():
+            callback.ensemble.save(folder / f"trainer-{kind}")
+            callback.history.save(folder / f"trainer-{kind}.jsonl")
+
+
 def test_other_batches_and_another_seed_make_other_rounds(tmp_path):
     bench = bench_of("causal-lm")
     rows = rows_of(bench)
@@ -147,8 +160,9 @@ def dropping():
     return model
 
 
-def rows():
-    task = ToyTask()
+def rows(kind="causal-lm"):
+    """A data set for Trainer."""
+    task = ToyTask(kind, rows=56)
     return [{k: v[0] for k, v in task.batch("train", [i]).items()} for i in range(task.size())]
 
 
@@ -166,11 +180,8 @@ class Seen(TrainerCallback):
 
 
 def long_trainer(folder, model, callback, callbacks=(), **arguments):
-    data = rows()
     arguments = {"save_strategy": "steps", "save_steps": 5, "max_steps": 16, **arguments}
-    trainer = trainer_of(folder, data, model, callback, kind=Trainer, callbacks=callbacks, **arguments)
-    trainer.eval_dataset = data[:8]
-    return trainer
+    return trainer_of(folder, rows(), model, callback, kind=Trainer, callbacks=callbacks, **arguments)
 
 
 def test_evaluations_and_checkpoints_wait_for_a_rounds_end_and_a_run_goes_on_from_one(tmp_path):
@@ -179,8 +190,7 @@ def test_evaluations_and_checkpoints_wait_for_a_rounds_end_and_a_run_goes_on_fro
     )
     whole = XGBLoRACallback(method)
     seen = Seen(whole)
-    trainer = long_trainer(tmp_path, dropping(), whole, [seen])
-    trainer.args.eval_strategy, trainer.state.eval_steps, trainer.args.eval_steps = "steps", 4, 4
+    trainer = long_trainer(tmp_path, dropping(), whole, [seen], eval_strategy="steps", eval_steps=4)
     trainer.train()
     assert [r.step for r in whole.history] == [3, 6, 9, 12, 15, 16]
     assert seen.saved == [(6, 2), (12, 4), (15, 5), (16, 6)]  # wanted at 5, 10, 15 and the end
@@ -221,6 +231,20 @@ def test_evaluations_and_checkpoints_wait_for_a_rounds_end_and_a_run_goes_on_fro
     elsewhere = long_trainer(tmp_path, tiny.tiny_gpt2(seed=1), XGBLoRACallback(method))
     with pytest.raises(ValueError, match="other weights"):
         elsewhere.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+
+
+def test_the_best_model_is_a_round(tmp_path):
+    callback = XGBLoRACallback(XGBLoRA(lr=0.5, steps_per_round=2))  # far too large: it gets worse
+    seen = Seen(callback)
+    arguments = {"eval_steps": 4, "save_steps": 4, "max_steps": 8, "load_best_model_at_end": True}
+    trainer = long_trainer(tmp_path, tiny.tiny_gpt2(), callback, [seen], **arguments, eval_strategy="steps")
+    trainer.train()
+    (_, _, first), (_, _, second) = seen.evaluated
+    assert first < second
+    assert len(callback.history) == 2
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(first, abs=1e-6)
+    callback.bench.rewind(2)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(first, abs=1e-6)
 
 
 def test_the_loss_after_a_round_is_in_the_unit_of_its_steps(tmp_path):

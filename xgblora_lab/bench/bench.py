@@ -305,7 +305,8 @@ class Bench(AbstractContextManager["Bench"]):
         self.check_open()
         if not self.method.low_rank:
             raise ValueError(f"{self.method.name} is no sum of low-rank factors; use export_merged for it.")
-        return export.export_peft(self.ensemble, folder, self.model, rank, base)
+        facts, scores = self.history.facts(), self.history.measured()
+        return export.export_peft(self.ensemble, folder, self.model, rank, base, facts=facts, scores=scores)
 
     def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
         """The tuned model as a `transformers` checkpoint; see `export.export_merged`."""

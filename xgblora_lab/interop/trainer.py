@@ -42,7 +42,8 @@ class XGBLoRACallback(TrainerCallback):
 
     Evaluations and checkpoints that fall inside a round wait for its end, so all of them are of a merged
     model that is on record. A checkpoint of Trainer's holds a folder `xgblora` more, as `bench.Checkpoint`
-    writes it; `trainer.train(resume_from_checkpoint=True)` goes on to the same curve.
+    writes it; `trainer.train(resume_from_checkpoint=True)` goes on to the same curve. Where Trainer loads its
+    best model at the end, the bench goes back to that round.
 
     Parameters
     ----------
@@ -69,7 +70,9 @@ class XGBLoRACallback(TrainerCallback):
     Notes
     -----
     The recorded losses are the model's own (`output.loss`); the residual loss is measured on the batches as
-    the collator made them. Dropout draws from the random state that Trainer keeps.
+    the collator made them. Dropout draws from the random state that Trainer keeps. Several processes (torchrun)
+    see a part of each batch, as always under Trainer. A quantised base is for a Bench: Trainer accepts one
+    only with an adapter of PEFT's on it.
     """
 
     def __init__(
@@ -227,13 +230,15 @@ class XGBLoRACallback(TrainerCallback):
                 checkpoint.on_run_end(self.bench)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """The run is over; a round that Trainer ended inside is not on record."""
+        """The run is over, without a round that it ended inside; go back where Trainer has loaded its best."""
         if self._in_round:
             warnings.warn(
                 f"The training ended inside round {len(self.history)}, whose steps are not in the model.",
                 stacklevel=2,
             )
         self.abandon()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.bench.rewind(sum(r.step <= state.best_global_step for r in self.history))
 
     # The two sides of a step
 
