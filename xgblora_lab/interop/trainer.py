@@ -70,9 +70,9 @@ class XGBLoRACallback(TrainerCallback):
     Notes
     -----
     The recorded losses are the model's own (`output.loss`); the residual loss is measured on the batches as
-    the collator made them. Dropout draws from the random state that Trainer keeps. Several processes (torchrun)
-    see a part of each batch, as always under Trainer. A quantised base is for a Bench: Trainer accepts one
-    only with an adapter of PEFT's on it.
+    the collator made them. Dropout draws from the random state that Trainer keeps. Several processes
+    (torchrun) see a part of each batch each, as always under Trainer. A quantised base is for a Bench: Trainer
+    accepts one only with an adapter of PEFT's on it.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class XGBLoRACallback(TrainerCallback):
                 checkpoint.on_run_end(self.bench)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """The run is over, without a round that it ended inside; go back where Trainer has loaded its best."""
+        """End the run, without a round that it ended inside; go back where Trainer has gone back."""
         if self._in_round:
             warnings.warn(
                 f"The training ended inside round {len(self.history)}, whose steps are not in the model.",
