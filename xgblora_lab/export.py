@@ -70,7 +70,7 @@ def export_peft(
         tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().contiguous()
     if not ranks:
         raise ValueError("The ensemble is empty: run at least one round before exporting it.")
-    heads = head_parameters(model)
+    heads = _trained_head(model)
     tensors |= {f"base_model.model.{n}": p.detach().float().cpu().contiguous() for n, p in heads.items()}
     config = _config(model, ranks, base, sorted(heads))
     adapted = {"adapted": f"{len(ranks)} linear maps", "rank": str(max(ranks.values()))}
@@ -130,6 +130,12 @@ def _config(model: nn.Module, ranks: dict[str, int], base: str, heads: list[str]
         fan_in_fan_out=any(is_linear(m) and not isinstance(m, nn.Linear) for m in modules),
         inference_mode=True,
     )
+
+
+def _trained_head(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A classifier's own parameters; those between a language model and its vocabulary are the base's."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return head_parameters(model) if output is None else {}
 
 
 def _task_type(model: nn.Module) -> str | None:

@@ -71,7 +71,7 @@ class XGBLoRACallback(TrainerCallback):
     -----
     The recorded losses are the model's own (`output.loss`); the residual loss is measured on the batches as
     the collator made them. Dropout draws from the random state that Trainer keeps. Several processes
-    (torchrun) see a part of each batch each, as always under Trainer. A quantised base is for a Bench: Trainer
+    (torchrun) each see a part of a batch, as always under Trainer. A quantised base is for a Bench: Trainer
     accepts one only with an adapter of PEFT's on it.
     """
 
