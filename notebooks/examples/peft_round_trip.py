@@ -25,8 +25,8 @@ except ValueError as error:
 base = into_base(theirs)  # merged by PEFT itself
 base.save_pretrained("runs/base")  # a base of its own: what is fitted to it needs it
 base = AutoModelForCausalLM.from_pretrained("runs/base").eval()
-method = XGBLoRA(lr=1e-2, steps_per_round=5)
-with Bench(base, task, method, steps=15, batch_size=8, hooks=[Probe(limit=32)]) as bench:
+method = XGBLoRA(lr=1e-2, steps_per_round=3)
+with Bench(base, task, method, steps=9, batch_size=8, hooks=[Probe(limit=16)]) as bench:
     bench.run(progress=False)
     batch = task.batch("dev", range(4))["input_ids"]
     logits = base(batch).logits.detach()

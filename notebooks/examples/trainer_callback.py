@@ -14,18 +14,18 @@ from xgblora_lab import Spectrum, XGBLoRA, XGBLoRACallback, figures, load_model,
 torch.set_num_threads(1)
 tokenizer = load_tokenizer()
 documented = [v for m in (builtins, collections, json, math) for v in vars(m).values() if inspect.getdoc(v)]
-rows = [tokenizer(inspect.getdoc(v), truncation=True, max_length=64) for v in documented]
+rows = [tokenizer(inspect.getdoc(v), truncation=True, max_length=48) for v in documented]
 
-callback = XGBLoRACallback(XGBLoRA(lr=1e-2, steps_per_round=8), hooks=[Spectrum()])
+callback = XGBLoRACallback(XGBLoRA(lr=1e-2, steps_per_round=4), hooks=[Spectrum()])
 arguments = TrainingArguments(
     "runs/trainer",
-    max_steps=32,
+    max_steps=16,
     per_device_train_batch_size=4,
     gradient_accumulation_steps=2,
     eval_strategy="steps",
-    eval_steps=16,
-    save_steps=16,
-    logging_steps=16,
+    eval_steps=8,
+    save_steps=8,
+    logging_steps=8,
     report_to="none",
     use_cpu=True,
 )
@@ -36,8 +36,8 @@ def trainer(callback):
         load_model(),
         arguments,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        train_dataset=rows[16:],
-        eval_dataset=rows[:16],
+        train_dataset=rows[8:],
+        eval_dataset=rows[:8],
         callbacks=[callback],
     )
 
@@ -57,6 +57,6 @@ callback.bench.export_peft("runs/adapter")
 
 # A run that was stopped goes on to the same curve: the rounds lie in the checkpoint.
 again = XGBLoRACallback(callback.method)
-trainer(again).train(resume_from_checkpoint="runs/trainer/checkpoint-16")
+trainer(again).train(resume_from_checkpoint="runs/trainer/checkpoint-8")
 assert [r.losses for r in again.history] == [r.losses for r in callback.history]
 assert callback.history[-1].probe_after < callback.history[0].probe_before
