@@ -106,7 +106,13 @@ def our_step(bench: Bench) -> Callable[[], None]:
     parameters = list(bench.method.trainable().values())
     optimizer = bench.method.make_optimizer(parameters)
     bench.model.train()
-    return lambda: bench._fit.one_step(1, batches, optimizer, parameters) and None
+
+    def step() -> None:
+        bench.method.before_backward(bench)
+        bench.trainer.backward(batches, parameters)
+        bench._fit.one_step(1, optimizer, parameters)
+
+    return step
 
 
 def pefts_step(size: Size, rank: int = 8, **options: Any) -> tuple[Callable[[], None], nn.Module, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import test_trainer
 import tiny
 import torch
 from test_family import options_of
 from toy import ToyTask
 
-from xgblora_lab.bench import Bench, Checkpoint
+from xgblora_lab import XGBLoRACallback
+from xgblora_lab.bench import Bench, Checkpoint, History
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import METHODS, GoRA, LoRAGA, Method, XGBLoRA, make_method
 
@@ -34,6 +36,7 @@ def lookers() -> tuple[Method, ...]:
 
 def in_two_processes(folder: Path) -> None:
     the_family_in_two_processes(folder / "family")
+    test_trainer.in_two_processes(folder)
     for method in lookers():
         hooks = [Checkpoint(folder / method.name)]
         bench = Bench(tiny.tiny_gpt2().double(), ToyTask(), method, steps=4, batch_size=4, hooks=hooks)
@@ -81,6 +84,24 @@ def test_two_processes_equal_one_with_twice_the_batch(by_two_processes, kind):
     assert {B.dtype for t in range(3) for B, _ in together[t].values()} == {torch.float64}
     changed = max(float((half.update(n) - alone.update(n)).abs().max()) for n in alone.modules)
     assert changed > 1e-6  # half the batch is another run
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_two_processes_under_trainer_equal_one_with_twice_the_batch(by_two_processes, kind, tmp_path):
+    callback = XGBLoRACallback(test_trainer.METHOD)
+    data = test_trainer.rows(kind)[: test_trainer.STEPS * test_trainer.BATCH]
+    test_trainer.trainer_of(tmp_path, data, test_trainer.MODELS[kind](), callback).train()
+    together = Ensemble.load(by_two_processes / f"trainer-{kind}")
+    for name in callback.bench.modules:
+        update = callback.ensemble.update(name)
+        torch.testing.assert_close(together.update(name), update, atol=1e-9, rtol=0)
+    losses = [r.losses for r in History.load(by_two_processes / f"trainer-{kind}.jsonl")]
+    assert losses == [pytest.approx(r.losses, abs=1e-9) for r in callback.history]
+    half = XGBLoRACallback(test_trainer.METHOD)
+    arguments = {"per_device_train_batch_size": test_trainer.BATCH // 2}
+    test_trainer.trainer_of(tmp_path, data, test_trainer.MODELS[kind](), half, **arguments).train()
+    changed = [half.ensemble.update(n) - callback.ensemble.update(n) for n in half.bench.modules]
+    assert max(float(c.abs().max()) for c in changed) > 1e-5  # half the batch is another run
 
 
 def test_two_processes_look_at_one_gradient(by_two_processes):

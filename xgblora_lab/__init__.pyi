@@ -12,6 +12,8 @@ from .bench import Spectrum as Spectrum
 from .bench import Stop as Stop
 from .bench import resume as resume
 from .course import check as check
+from .interop import XGBLoRACallback as XGBLoRACallback
+from .interop import into_base as into_base
 from .lowrank import Ensemble as Ensemble
 from .lowrank import spectra as spectra
 from .methods import METHODS as METHODS

@@ -72,14 +72,18 @@ class Store:
     ----------
     folder : Path
         New, empty, or left by a process that was killed before its first save was whole.
+
+    Attributes
+    ----------
+    files : list of dict of str to str
+        What `read` found: names of the files of each record, by kind.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.files = folder, list[dict[str, str]]()
         self._lock: BaseFileLock | None = None
         self._seen: tuple[int, ...] | None = None  # the log as this process wrote or read it
         self._entries: list[Entry] = []  # its lines
-        self._files: list[dict[str, str]] = []  # as read
         self._version: Any = None  # what they are the lines of; None: they must be written anew
 
     # Writing
@@ -237,8 +241,8 @@ class Store:
 
     # Reading
 
-    def read(self) -> tuple[dict[str, Any], list[dict[str, str]]]:
-        """The log's first line, and the names of every further line's files.
+    def read(self) -> dict[str, Any]:
+        """The log's first line; the names of every further line's files go to `files`.
 
         Raises
         ------
@@ -253,8 +257,8 @@ class Store:
         self._seen = _signature(path)
         head, *lines = read_lines(path)
         try:
-            self._files = [dict(line["files"]) for line in lines]
-            return head, self._files
+            self.files = [dict(line["files"]) for line in lines]
+            return head
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} names no files of its rounds: Checkpoint did not write it, or an older version did. "
@@ -288,7 +292,7 @@ class Store:
         """
         if _signature(self.folder / LOG) != self._seen:
             raise FileExistsError(f"{self.folder} is being written by another run; let it end, then resume.")
-        self._entries = [Entry(r, mark(i), self._files[i]) for i, r in enumerate(records)]
+        self._entries = [Entry(r, mark(i), self.files[i]) for i, r in enumerate(records)]
         _STORES[owner] = {self.folder.resolve(): self}
 
 
@@ -321,8 +325,8 @@ def read_ensemble(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]
                 f"No ensemble in {folder}: {INDEX} is missing; give a folder that save() wrote."
             )
         store = Store(folder)
-        head, files = store.read()
-        return head["ensemble"], [store.load(names.get("boosters")) for names in files]
+        head = store.read()
+        return head["ensemble"], [store.load(names.get("boosters")) for names in store.files]
     meta, known = json.loads((folder / INDEX).read_bytes()), manifest_of(folder)
     if meta["format"] != FORMAT:
         raise ValueError(f"it has format {meta['format']}; this version reads format {FORMAT}.")

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from xgblora_lab import export
 from xgblora_lab.bench.fit import Fit
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.measure import Measure
@@ -26,7 +27,6 @@ from xgblora_lab.bench.records import History, Round
 from xgblora_lab.bench.rewind import Past
 from xgblora_lab.bench.settings import settings_of
 from xgblora_lab.bench.step import Head, Trainer
-from xgblora_lab.lowrank import export
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.lowrank.live_weights import LiveWeights
@@ -83,6 +83,8 @@ class Bench(AbstractContextManager["Bench"]):
         For a number below 1, targets that match nothing, or what the method cannot adapt.
     """
 
+    trainer_class: ClassVar = Trainer  # a loop of somebody else's brings batches of its own
+
     def __init__(
         self,
         model: nn.Module,
@@ -111,7 +113,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.targets = targets if isinstance(targets, str) else list(targets)
         self.hooks, self.accelerator = list(hooks), accelerator or Accelerator()
         self.model.to(self.accelerator.device)
-        self.trainer = Trainer(model, task, self.accelerator, batch_size, accumulation, data_seed)
+        self.trainer = self.trainer_class(model, task, self.accelerator, batch_size, accumulation, data_seed)
         self.modules = find_modules(model, targets)
         model.requires_grad_(False)
         own = head_parameters(model) if task.kind in ("classification", "regression") else {}
@@ -164,12 +166,8 @@ class Bench(AbstractContextManager["Bench"]):
 
     def rounds(self, n: int | None = None) -> Iterator[Round]:
         """Train and yield up to n more rounds (default: all that are planned); going on later is the same."""
-        self.check_open()
-        hooks, done = list(self.hooks), 0
-        with ExitStack() as ends:
-            for hook in hooks:
-                ends.callback(hook.on_run_end, self)
-                hook.on_run_start(self)
+        done = 0
+        with self.running() as hooks:
             while self._fit.step < self.steps if n is None else done < n:
                 record = self._round(hooks)
                 done += 1
@@ -202,6 +200,17 @@ class Bench(AbstractContextManager["Bench"]):
         finally:
             for hook in hooks:
                 self.hooks.remove(hook)
+
+    @contextmanager
+    def running(self) -> Iterator[list[Hook]]:
+        """A run, for the length of a `with` block: the hooks learn that it begins, and that it is over."""
+        self.check_open()
+        hooks = list(self.hooks)
+        with ExitStack() as ends:
+            for hook in hooks:
+                ends.callback(hook.on_run_end, self)
+                hook.on_run_start(self)
+            yield hooks
 
     def _round(self, hooks: Sequence[Hook]) -> Round:
         self.check_open()
@@ -292,14 +301,15 @@ class Bench(AbstractContextManager["Bench"]):
         return self._past.merged()
 
     def export_peft(self, folder: str | Path, rank: int | None = None, base: str = "") -> dict[str, Any]:
-        """The accumulated update as a PEFT adapter on disk; see `lowrank.export.export_peft`."""
+        """The accumulated update as a PEFT adapter on disk; see `export.export_peft`."""
         self.check_open()
         if not self.method.low_rank:
             raise ValueError(f"{self.method.name} is no sum of low-rank factors; use export_merged for it.")
-        return export.export_peft(self.ensemble, folder, self.model, rank, base)
+        facts, scores = self.history.facts(), self.history.measured()
+        return export.export_peft(self.ensemble, folder, self.model, rank, base, facts=facts, scores=scores)
 
     def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
-        """The tuned model as a `transformers` checkpoint; see `lowrank.export.export_merged`."""
+        """The tuned model as a `transformers` checkpoint; see `export.export_merged`."""
         with self.merged() as model:
             export.export_merged(model, folder, tokenizer)
 

@@ -97,9 +97,7 @@ def resume(
     task, hooks, accelerator
         As in `Bench`.
     """
-    store = Store(Path(folder))
-    head, files = store.read()
-    history, ensemble = History.load(Path(folder) / LOG), Ensemble.load(folder)
+    store, _, history = saved = read(folder)
     settings = history.settings
     options = ("steps", "batch_size", "accumulation", "targets", "seed", "data_seed", "probe_size")
     bench = Bench(
@@ -111,17 +109,29 @@ def resume(
         accelerator=accelerator,
     )
     try:
-        if ensemble.shapes != bench.ensemble.shapes:
-            raise ValueError(f"The run in {folder} adapted other modules than this bench; use its own model.")
-        check_digests(head, _base(bench), digest_of_task(task), f"The run in {folder}")
-        first = 1 if bench.method.rewindable else max(len(files), 1)
-        states = ((t, store.load(n.get("state"))) for t, n in enumerate(files[first - 1 :], first))
-        bench.restore(history, ensemble, states)
-        store.adopt(bench, bench.history.rounds, ensemble.dropped)
+        take_over(bench, *saved)
+        store.adopt(bench, bench.history.rounds, bench.ensemble.dropped)
     except BaseException:
         bench.close()
         raise
     return bench
+
+
+def read(folder: str | Path) -> tuple[Store, dict[str, Any], History]:
+    """What `Checkpoint` saved: its store, the log's first line, and the history; raises as `resume`."""
+    store = Store(Path(folder))
+    return store, store.read(), History.load(store.folder / LOG)
+
+
+def take_over(bench: Bench, store: Store, head: dict[str, Any], history: History) -> None:
+    """Give the rounds that were read to a bench on the same base that has none; raises as `resume`."""
+    ensemble, where = Ensemble.load(store.folder), f"The run in {store.folder}"
+    if ensemble.shapes != bench.ensemble.shapes:
+        raise ValueError(f"{where} adapted other modules than this bench; use its own model.")
+    check_digests(head, _base(bench), digest_of_task(bench.task), where)
+    first = 1 if bench.method.rewindable else max(len(store.files), 1)
+    states = ((t, store.load(n.get("state"))) for t, n in enumerate(store.files[first - 1 :], first))
+    bench.restore(history, ensemble, states)
 
 
 def _base(bench: Run) -> str:

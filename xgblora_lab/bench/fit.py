@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,8 @@ from xgblora_lab.lowrank.linear import blocks
 if TYPE_CHECKING:
     from xgblora_lab.tasks.task import Batch
 
+    Given = tuple[list[Batch], Tensor]  # the micro-batches of a step, and their mean loss
+
 
 class Fit:
     """Runs the rounds of one bench, which methods and hooks see as a `Run`."""
@@ -29,7 +31,23 @@ class Fit:
         self._block = {name: i for i, names in enumerate(blocks(run.modules)) for name in names}
 
     def round(self, index: int, hooks: Sequence[Hook]) -> Round:
-        """Train round `index` and return its record."""
+        """Train round `index` on the task's batches and return its record."""
+        steps = self.by_steps(index, hooks)
+        trained, batches = next(steps), self.measure.first_batch
+        while True:
+            loss = self.trainer.backward(batches, trained)
+            try:
+                steps.send((batches, loss))
+            except StopIteration as end:
+                return end.value
+            batches = self.trainer.batches(self.step)
+
+    def by_steps(self, index: int, hooks: Sequence[Hook]) -> Generator[list[nn.Parameter], Given, Round]:
+        """Round `index` for whoever makes its gradients, here or in a loop of somebody else's.
+
+        Before each step it yields the trained parameters. Once their gradients are there, it is sent the
+        step's batches and loss. It returns the record.
+        """
         began = time.perf_counter()
         run, method, measure = self.run, self.run.method, self.measure
         self.trainer.picked = {}
@@ -44,7 +62,7 @@ class Fit:
         parameters = list(method.trainable().values())
         trained = [*parameters, *self.head.parameters.values()]
         optimizer = method.make_optimizer(parameters)
-        fitted = self._steps(index, optimizer, trained, hooks)
+        fitted = yield from self._steps(index, optimizer, trained, hooks)
         optimizers = [o for o in (optimizer, self.head.optimizer) if o is not None]
         own = sum(p.numel() for p in self.head.parameters.values())
         total_before = run.history[-1].total_parameters if index else own
@@ -79,8 +97,8 @@ class Fit:
         )
 
     def _steps(
-        self, index: int, optimizer: Optimizer, trained: Sequence[nn.Parameter], hooks: Sequence[Hook]
-    ) -> dict[str, Any]:
+        self, index: int, optimizer: Optimizer, trained: list[nn.Parameter], hooks: Sequence[Hook]
+    ) -> Generator[list[nn.Parameter], Given, dict[str, Any]]:
         """The optimizer steps of a round: the fields of its record that they give."""
         run, tokens = self.run, 0
         losses: list[Tensor] = []
@@ -89,8 +107,11 @@ class Fit:
         run.model.train()
         self.trainer.seed_dropout(run.seed, index)
         while True:
-            batches = self.trainer.batches(self.step) if losses else self.measure.first_batch
-            loss, norm, rate = self.one_step(len(losses), batches, optimizer, trained)
+            run.method.before_backward(run)
+            batches, loss = yield trained
+            if not losses:
+                self.measure.first_batch = batches
+            norm, rate = self.one_step(len(losses), optimizer, trained)
             losses.append(loss)
             norms.append(norm)
             rates.append(rate)
@@ -108,13 +129,9 @@ class Fit:
             "tokens": int(self.trainer.summed(torch.tensor(tokens, device=run.accelerator.device))),
         }
 
-    def one_step(
-        self, i: int, batches: Sequence[Batch], optimizer: Optimizer, trained: Sequence[nn.Parameter]
-    ) -> tuple[Tensor, Tensor, float]:
-        """Step i of a round: its loss before the update and its gradients' norm, as scalars, and its rate."""
+    def one_step(self, i: int, optimizer: Optimizer, trained: Sequence[nn.Parameter]) -> tuple[Tensor, float]:
+        """Step i of a round, whose gradients are there: their norm, as a scalar, and the step's rate."""
         run, method = self.run, self.run.method
-        method.before_backward(run)
-        loss = self.trainer.backward(batches, trained)
         method.after_backward(run)
         lr = method.lr * method.rate(self.step, i, run.steps)
         optimizers = {optimizer: lr}
@@ -125,4 +142,4 @@ class Fit:
         for parameter in trained:
             parameter.grad = None
         self.step += 1
-        return loss, norm, lr
+        return norm, lr

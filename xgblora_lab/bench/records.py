@@ -196,6 +196,31 @@ class History:
         """What is common to all rounds, JSON-ready."""
         return {"method": self.method, "settings": self.settings.to_dict(), "scores": plain(self.scores)}
 
+    def facts(self) -> dict[str, str]:
+        """What a model card says about the run, in words."""
+        if not self.rounds:
+            return {}
+        settings, last = self.settings, self.rounds[-1]
+        steps = f"{last.step} optimizer steps of {settings.batch_size} examples"
+        return {
+            "method": f"{self.label}, learning rate {settings.lr:g}",
+            "data": settings.data or "unknown",
+            "rounds": f"{len(self)}, {steps}",
+            "trained": f"{last.peak_parameters:,} numbers at a moment, {last.total_parameters:,} in all",
+            "made with": ", ".join(["xgblora_lab", *(f"{n} {v}" for n, v in settings.versions.items())]),
+        }
+
+    def measured(self) -> dict[str, tuple[float | None, float]]:
+        """What was measured, by name: before the first round (None: not measured) and after the last."""
+        if not self.rounds:
+            return {}
+        first, last = self.rounds[0], self.rounds[-1]
+        found: dict[str, tuple[float | None, float]] = {}
+        if math.isfinite(last.probe_after):
+            found["probe loss"] = first.probe_before, last.probe_after
+        found |= {n: (None, float(v)) for n, v in last.measurements.items() if isinstance(v, int | float)}
+        return found | {name: (None, value) for name, value in self.scores.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `History.from_dict` inverts it."""
         return {**self.common(), "rounds": [r.to_dict() for r in self.rounds]}

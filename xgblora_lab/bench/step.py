@@ -132,11 +132,15 @@ class Trainer:
             self.accelerator.backward(loss)
             mean = mean + loss.detach()
         if self.accelerator.num_processes > 1:
-            gradients = [p.grad for p in trained if p.grad is not None]
-            flat = self.summed(torch.cat([g.flatten() for g in gradients]))
-            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            self.sum_gradients(trained)
         return self.summed(mean)
+
+    def sum_gradients(self, trained: Sequence[nn.Parameter]) -> None:
+        """Make every gradient its sum over processes."""
+        gradients = [p.grad for p in trained if p.grad is not None]
+        flat = self.summed(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _shares(self, batches: Sequence[Batch]) -> list[float]:
         weights = [float(self.task.weight(batch)) for batch in batches]

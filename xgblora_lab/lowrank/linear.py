@@ -74,7 +74,7 @@ def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
 def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Module]:
     """Find the linear maps to adapt, by name, in the model's order.
 
-    ValueError where a target matches none, or a weight is tied to another module's.
+    ValueError where a target matches none, a weight is tied to another module's, or there is a PEFT adapter.
 
     Parameters
     ----------
@@ -85,6 +85,11 @@ def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") 
         those inside a component whose name contains "attn" or "attention"; or names: a full name, its last
         components (`"q_proj"`, `"mlp.down_proj"`), or a pattern (`"*.layers.0.*"`).
     """
+    if any(c.__name__ == "BaseTunerLayer" for m in model.modules() for c in type(m).__mro__):
+        raise ValueError(
+            "The model holds a PEFT adapter: take it into the base with `model = into_base(model)` (from "
+            "xgblora_lab), or load the base without it."
+        )
     linear = {name: m for name, m in model.named_modules() if name and is_linear(m)}
     if isinstance(targets, str):
         targets = [targets]

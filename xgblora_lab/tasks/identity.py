@@ -29,8 +29,8 @@ def digest_of_task(task: Task) -> str:
     return digest([("kind", task.kind), *rows_of(task)])
 
 
-def rows_of(task: Task) -> Iterator[tuple[str, Tensor | int]]:
-    """Every row of a task as the model sees it, in batches, for a digest.
+def rows_of(task: Task) -> Iterator[tuple[str, Tensor | str | int]]:
+    """Every row of a task as the model sees it, in batches, for a digest; or what it says of itself.
 
     Parameters
     ----------
@@ -40,8 +40,11 @@ def rows_of(task: Task) -> Iterator[tuple[str, Tensor | int]]:
     Yields
     ------
     tuple
-        A name and the size of a split, then names and tensors of its batches.
+        A name and the size of a split, then names and tensors of its batches; or the task's `identity`.
     """
+    if callable(identity := getattr(task, "identity", None)):
+        yield "identity", identity()
+        return
     for split in ("train", "dev", "test"):
         size = task.size(split)
         yield split, size

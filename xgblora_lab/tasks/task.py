@@ -36,9 +36,10 @@ class Task(Protocol):
 
     Notes
     -----
-    One more member is optional, and therefore not declared here: `lengths(split) -> Sequence[int]`, for every
-    row of the split what `tokens` counts in it. With it the loop can put rows of similar length into a batch,
+    Two more members are optional, and therefore not declared here. `lengths(split) -> Sequence[int]`: what
+    `tokens` counts in every row of the split. With it the loop can put rows of similar length into a batch,
     which saves padding. A task whose rows are all alike leaves it out. Ask through `row_lengths`.
+    `identity() -> str`: what tells the data from other data, where rows do not as `batch` draws at random.
     """
 
     name: str

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from xgblora_lab.card import adapter_card
 from xgblora_lab.files import check_folder, replaced_folder, write_tensors
 from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.ensemble import Ensemble
@@ -20,11 +22,14 @@ def export_peft(
     rank: int | None = None,
     base: str = "",
     upto: int | None = None,
+    facts: Mapping[str, str] | None = None,
+    scores: Mapping[str, tuple[float | None, float]] | None = None,
 ) -> dict[str, Any]:
     """Write the accumulated update as a PEFT LoRA adapter that `PeftModel.from_pretrained` loads.
 
-    A trained classifier head goes along (PEFT's `modules_to_save`). ValueError for a rank below 1 and an
-    empty ensemble, FileExistsError where the folder holds something else.
+    A trained classifier head goes along (PEFT's `modules_to_save`), and a model card (`README.md`). Where the
+    base has a name, PEFT's `AutoPeftModelFor…` load both at once. ValueError for a rank below 1 and an empty
+    ensemble, FileExistsError where the folder holds something else.
 
     Parameters
     ----------
@@ -39,6 +44,8 @@ def export_peft(
         Name or folder of the base model, written into the adapter's configuration; default: the model's own.
     upto : int, optional
         Rounds that count; default: all.
+    facts, scores : mapping, optional
+        For the card, see `card.adapter_card`.
 
     Returns
     -------
@@ -63,12 +70,19 @@ def export_peft(
         tensors[f"base_model.model.{name}.lora_B.weight"] = B.float().contiguous()
     if not ranks:
         raise ValueError("The ensemble is empty: run at least one round before exporting it.")
-    heads = head_parameters(model)
+    heads = _trained_head(model)
     tensors |= {f"base_model.model.{n}": p.detach().float().cpu().contiguous() for n, p in heads.items()}
     config = _config(model, ranks, base, sorted(heads))
+    adapted = {"adapted": f"{len(ranks)} linear maps", "rank": str(max(ranks.values()))}
+    if any(errors.values()):
+        adapted["relative error"] = f"{max(errors.values()):.2g} at most, as the update was cut to this rank"
+    labels = f"num_labels={getattr(model.config, 'num_labels', 2)}" if config.task_type == "SEQ_CLS" else ""
+    base = config.base_model_name_or_path
+    card = adapter_card(base, config.task_type, {**(facts or {}), **adapted}, scores or {}, labels)
     with replaced_folder(folder) as partial:
         config.save_pretrained(str(partial))
         write_tensors(partial / "adapter_model.safetensors", tensors)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     return {"rank": max(ranks.values()), "relative_error": errors}
 
 
@@ -101,8 +115,11 @@ def _config(model: nn.Module, ranks: dict[str, int], base: str, heads: list[str]
 
     modules = find_modules(model, sorted(ranks)).values()
     saved = sorted({n for n in head_names(model) if any(p.startswith(n + ".") for p in heads)})
+    kind, parent = _task_type(model), type(model).__module__
+    auto = {"base_model_class": type(model).__name__, "parent_library": parent}  # where no task type says it
     return LoraConfig(
-        task_type=_task_type(model),
+        task_type=kind,
+        auto_mapping=auto if kind is None and parent.startswith("transformers.") else None,
         base_model_name_or_path=base or str(getattr(model, "name_or_path", "")),
         r=max(ranks.values()),
         lora_alpha=max(ranks.values()),
@@ -115,8 +132,15 @@ def _config(model: nn.Module, ranks: dict[str, int], base: str, heads: list[str]
     )
 
 
+def _trained_head(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A classifier's own parameters; those between a language model and its vocabulary are the base's."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return head_parameters(model) if output is None else {}
+
+
 def _task_type(model: nn.Module) -> str | None:
     name = type(model).__name__
     kinds = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+    kinds |= {"ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS"}
     kinds["ForConditionalGeneration"] = "SEQ_2_SEQ_LM"
     return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
