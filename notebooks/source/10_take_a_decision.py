@@ -431,7 +431,7 @@ check.array(
 #
 # | race | LoRA | boosting | difference (95 %) | total parameters |
 # | --- | ---: | ---: | ---: | ---: |
-# | ten books, rank 1, 1,000 steps; nats | 4.666 | **4.536** | −.130 (−.146 to −.114) | 20 times LoRA's |
+# | ten books, rank 1, 1,000 steps; nats | 4.660 | **4.536** | −.127 (−.139 to −.114) | 20 times LoRA's |
 # | ten books, rank 8, 1,000 steps | 4.297 | 4.296 | +.000 (−.007 to +.007) | 18 times LoRA's |
 # | planted, rank 1, 480 steps; 1 = untrained | .204 | **.176** | −.027 (−.036 to −.017) | twice LoRA's |
 #
