@@ -95,8 +95,11 @@ def test_two_processes_under_trainer_equal_one_with_twice_the_batch(by_two_proce
     for name in callback.bench.modules:
         update = callback.ensemble.update(name)
         torch.testing.assert_close(together.update(name), update, atol=1e-9, rtol=0)
-    losses = [r.losses for r in History.load(by_two_processes / f"trainer-{kind}.jsonl")]
-    assert losses == [pytest.approx(r.losses, abs=1e-9) for r in callback.history]
+    records = History.load(by_two_processes / f"trainer-{kind}.jsonl")
+    for seen, alone in zip(records, callback.history, strict=True):
+        assert seen.losses == pytest.approx(alone.losses, abs=1e-9)
+        assert seen.loss_after == pytest.approx(alone.loss_after, abs=1e-9)
+        assert seen.gradient_norms == pytest.approx(alone.gradient_norms, abs=1e-9)
     half = XGBLoRACallback(test_trainer.METHOD)
     arguments = {"per_device_train_batch_size": test_trainer.BATCH // 2}
     test_trainer.trainer_of(tmp_path, data, test_trainer.MODELS[kind](), half, **arguments).train()

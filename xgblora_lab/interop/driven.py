@@ -115,6 +115,7 @@ class GivenBatches(Trainer):
     """The batches that the other loop brings, and the random state that the first one of a round met."""
 
     first: list[Batch]
+    counts_all = True  # whether items are counted over all processes
     _random: tuple[Tensor, Tensor | None]
 
     def begin(self, batches: list[Batch]) -> None:
@@ -131,8 +132,21 @@ class GivenBatches(Trainer):
         """The mean loss; of the batches that a round begins with as the other loop counts it."""
         if batches is not self.first:
             return super().loss(batches)
-        losses = [super(GivenBatches, self).loss([batch]) for batch in batches]
-        return float(step_loss(torch.tensor(losses, dtype=torch.float64).unbind(), batches))
+        losses = []
+        for batch in batches:
+            with torch.no_grad(), self.accelerator.autocast():
+                losses.append(self.task.loss(self.model, self.on_device(batch)))
+        return float(self.step_loss(losses, batches))
+
+    def step_loss(self, losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        """The loss of a step from those of its micro-batches, as Trainer counts it, all processes together.
+
+        Where it tells the model the number of all items in the step, the losses are shares of one mean.
+        """
+        total, processes = torch.stack(list(losses)).sum(), self.accelerator.num_processes
+        if "num_items_in_batch" in batches[0]:
+            return self.summed(total) / (1 if self.counts_all else processes)
+        return self.summed(total / len(losses)) / processes
 
     def seed_dropout(self, seed: int, index: int) -> None:
         """Make dropout draw again what it draws in the round's first step."""
@@ -220,12 +234,3 @@ def loss_of(output: Any) -> Tensor:
             "labels, and leave out what computes another loss (compute_loss_func, label_smoothing_factor)."
         )
     return loss
-
-
-def step_loss(losses: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
-    """The loss of a step from those of its micro-batches, as Trainer counts it.
-
-    Where it gives the model the number of all items in the step, the losses are shares of one mean.
-    """
-    total = torch.stack(list(losses)).sum()
-    return total if "num_items_in_batch" in batches[0] else total / len(losses)

@@ -16,7 +16,7 @@ from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.records import Round
 from xgblora_lab.files import plain, replaced_folder
 from xgblora_lab.interop.arguments import check_arguments
-from xgblora_lab.interop.driven import DrivenBench, LoaderTask, loss_of, step_loss
+from xgblora_lab.interop.driven import DrivenBench, LoaderTask, loss_of
 from xgblora_lab.lowrank.linear import stored_weight
 from xgblora_lab.methods.xgblora import XGBLoRA
 
@@ -153,6 +153,9 @@ class XGBLoRACallback(TrainerCallback):
             hooks=self.hooks,
         )
         self._bench.weights.snapshot()  # a checkpoint that is resumed from comes over the base
+        if self._bench.accelerator.distributed_type == "MULTI_CPU" and not self._bench.head:
+            # There accelerate wraps a model that trains nothing too, which torch refuses.
+            min(model.parameters(), key=Tensor.numel).requires_grad_(True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Go on from a checkpoint's rounds, or begin with none."""
@@ -163,6 +166,9 @@ class XGBLoRACallback(TrainerCallback):
                 "Trainer trains another model than it was made with: give it model=, and no model_init."
             )
         self.abandon()
+        own = {id(parameter) for parameter in bench.head.values()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in own)
         check_arguments(args, self.method, None)
         bench.check_open()
         self._task.bring("train", objects["train_dataloader"])
@@ -176,6 +182,7 @@ class XGBLoRACallback(TrainerCallback):
                 "train(resume_from_checkpoint=True), or make a new callback and Trainer."
             )
         bench.plan(state.max_steps)
+        bench.trainer.counts_all = args.average_tokens_across_devices
         self._clipping = args, args.max_grad_norm
         args.max_grad_norm = 0.0  # the method clips; Trainer would before it, and hide the norm
         self._handles = [
@@ -200,7 +207,7 @@ class XGBLoRACallback(TrainerCallback):
                 "and give activation checkpointing use_reentrant=False."
             )
         bench.average_gradients()
-        loss = bench.summed(step_loss(self._losses, self._batches)) / bench.accelerator.num_processes
+        loss = bench.trainer.step_loss(self._losses, self._batches)
         _show_rate(objects["lr_scheduler"], bench.next_rate)
         self._in_round = not isinstance(self._ask((self._batches, loss)), Round)
 
