@@ -233,6 +233,16 @@ def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path) -> None:
         run_notebook(twice(path, tmp_path / "twice.ipynb"), progress=False)
 
 
+def test_what_is_quoted_from_the_races_stands_in_their_tables() -> None:
+    quoted = (HOME / "source" / "10_take_a_decision.py").read_text(encoding="utf-8")
+    tables = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^# \| (?:ten books|planted).+$", quoted, flags=re.MULTILINE)
+    numbers = [number for row in rows for number in re.findall(r"[−+]?\d\.\d{3}", row)]
+    assert len(rows) == 3
+    assert len(numbers) == 15
+    assert [number for number in numbers if number not in tables] == []
+
+
 def test_the_list_of_words_is_where_the_others_say_it_is() -> None:
     words = ("booster", "round", "effective rank", "α", "probe", "nat")
     (table,) = [c.source for c in nbformat.read(STUDENTS[0], 4).cells if c.source.startswith("## 5 · Words")]

@@ -431,9 +431,9 @@ check.array(
 #
 # | race | LoRA | boosting | difference (95 %) | total parameters |
 # | --- | ---: | ---: | ---: | ---: |
-# | ten books, rank 1, 1,000 steps; nats | 4.660 | **4.536** | −.127 (−.139 to −.114) | 20 times LoRA's |
-# | ten books, rank 8, 1,000 steps | 4.297 | 4.296 | +.000 (−.007 to +.007) | 18 times LoRA's |
-# | planted, rank 1, 480 steps; 1 = untrained | .204 | **.176** | −.027 (−.036 to −.017) | twice LoRA's |
+# | ten books, rank 1, 1,000 steps; nats | 4.660 | **4.536** | −0.127 (−0.139 to −0.114) | 20 times LoRA's |
+# | ten books, rank 8, 1,000 steps | 4.297 | 4.296 | +0.000 (−0.007 to +0.007) | 18 times LoRA's |
+# | planted, rank 1, 480 steps; 1 = untrained | 0.204 | **0.176** | −0.027 (−0.036 to −0.017) | twice LoRA's |
 #
 # **Question.** In which of the three lines would *you* take boosting? Remember section 1.
 #
