@@ -31,6 +31,7 @@ from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.lowrank.live_weights import LiveWeights
 from xgblora_lab.methods.base import Method
+from xgblora_lab.stored import keep_stored, refuse_packed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -112,7 +113,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
         self.hooks, self.accelerator = list(hooks), accelerator or Accelerator()
-        self.model.to(self.accelerator.device)
+        keep_stored(self.model.to(self.accelerator.device))
         self.trainer = self.trainer_class(model, task, self.accelerator, batch_size, accumulation, data_seed)
         self.modules = find_modules(model, targets)
         model.requires_grad_(False)
@@ -309,6 +310,7 @@ class Bench(AbstractContextManager["Bench"]):
 
     def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
         """The tuned model as a `transformers` checkpoint; see `export.export_merged`."""
+        refuse_packed(self.weights.beside, "its boosters stand beside it; use export_peft.")
         with self.merged() as model:
             export.export_merged(model, folder, tokenizer)
 

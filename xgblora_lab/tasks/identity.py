@@ -9,6 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from xgblora_lab.disk import digest
+from xgblora_lab.lowrank.linear import can_merge
+from xgblora_lab.stored import part, whole
 from xgblora_lab.tasks.task import Task
 
 ROWS, AT_ONCE = 1024, 64  # of each split; in a batch
@@ -50,7 +52,7 @@ def digest_of_base(
     Returns
     -------
     str
-        The same before, while and after the model is tuned.
+        The same before, while and after the model is tuned. Of a sharded model all processes have to ask.
     """
     return digest(_weights(model, modules or {}, base, head or {}))
 
@@ -91,8 +93,11 @@ def _weights(
 ) -> Iterator[tuple[str, Tensor]]:
     told = {id(p) for module in modules.values() for p in module.parameters()}
     told |= {id(p) for p in head.values()}
-    if base is not None:
-        yield from ((name, base(name)) for name in modules)
+    for name, module in modules.items():
+        if base is not None and can_merge(module):
+            yield name, base(name)
+        elif base is not None:  # the codes and their scales
+            yield from ((f"{name}.{key}", value) for key, value in module.state_dict().items())
     for name, parameter in model.named_parameters():
         if id(parameter) not in told and not (modules and parameter.requires_grad):
-            yield name, parameter
+            yield name, whole(part(parameter), parameter)
