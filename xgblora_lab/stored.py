@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")  # torch's
+
 
 def keep_stored(model: nn.Module) -> None:
     """Let weights stay as they are stored between two passes, whatever a pass does to them.
@@ -25,7 +27,17 @@ def keep_stored(model: nn.Module) -> None:
     ----------
     model : nn.Module
         Sharded or packed, in part or whole, or neither.
+
+    Raises
+    ------
+    ValueError
+        Where the model stands inside another that sums gradients over processes.
     """
+    if type(model).__name__ in WRAPPERS:
+        raise ValueError(
+            f"{type(model).__name__} stands around the model; give the model itself, as gradients are summed "
+            "over processes anyhow. To spread its weights use torch.distributed.fsdp.fully_shard."
+        )
     for module in model.modules():
         if hasattr(module, "set_reshard_after_forward"):
             module.reshard()
