@@ -36,7 +36,7 @@ ROOMS = {
     "lowrank": "spectra linear booster live_weights ensemble",
     "tasks": "task rows encoding text pydocs planted matrix models identity",
     "methods": "options optimizers schedules base weak_learner xgblora lora full family/",
-    "bench": "records hooks step measure fit rewind settings bench checkpoint",
+    "bench": "records hooks alone step measure fit rewind settings bench checkpoint",
     "interop": "peft driven trainer",
     "racing": "tuning race summary",
     "figures": "",

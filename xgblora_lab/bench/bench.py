@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xgblora_lab import export
+from xgblora_lab.bench.alone import default_accelerator
 from xgblora_lab.bench.fit import Fit
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.measure import Measure
@@ -77,6 +78,7 @@ class Bench(AbstractContextManager["Bench"]):
     hooks : sequence of Hook
         Observers for the bench's whole life.
     accelerator : accelerate.Accelerator, optional
+        Default: accelerate's own, or without accelerate this process alone.
 
     Raises
     ------
@@ -102,8 +104,6 @@ class Bench(AbstractContextManager["Bench"]):
         hooks: Sequence[Hook] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
         for option, value in (("steps", steps), ("batch_size", batch_size), ("accumulation", accumulation)):
             if value < 1:
                 raise ValueError(f"{option} must be at least 1, got {value}.")
@@ -112,7 +112,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.model, self.task, self.method = model, task, replace(method)
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
-        self.hooks, self.accelerator = list(hooks), accelerator or Accelerator()
+        self.hooks, self.accelerator = list(hooks), accelerator or default_accelerator()
         keep_stored(self.model.to(self.accelerator.device))
         self.trainer = self.trainer_class(model, task, self.accelerator, batch_size, accumulation, data_seed)
         self.modules = find_modules(model, targets)
