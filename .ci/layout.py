@@ -36,7 +36,7 @@ ROOMS = {
     "lowrank": "spectra linear booster live_weights ensemble",
     "tasks": "task rows encoding text pydocs planted matrix models identity",
     "methods": "options optimizers schedules base weak_learner xgblora lora full family/",
-    "bench": "records hooks step measure fit rewind settings bench checkpoint",
+    "bench": "records hooks alone step measure fit rewind settings bench checkpoint",
     "interop": "driven trainer arguments peft",
     "racing": "tuning race summary",
     "figures": "",
@@ -45,7 +45,7 @@ ROOMS = {
     "course": "sources parameters execute kernel watch watch_hooks hidden check lesson pages gallery serve",
 }
 # Beside the rooms: what all of them use, the lab model, and what stands on top.
-BESIDE = ("disk", "files", "store", "seeds", "export", "card", "lab_model", "cli_race", "cli")
+BESIDE = ("disk", "files", "store", "seeds", "stored", "export", "card", "lab_model", "cli_race", "cli")
 
 CORE = ("lowrank", "bench", "methods/base.py", "methods/xgblora.py", "methods/lora.py", "methods/full.py")
 USERS = ("xgblora_lab/racing/race.py race", "xgblora_lab/cli_race.py race")

@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from xgblora_lab.lowrank.booster import LowRank, attached, init_A, watched
 from xgblora_lab.lowrank.linear import (
-    add_update_,
     block_name,
     blocks,
     dense_weight,
@@ -18,6 +17,7 @@ from xgblora_lab.lowrank.linear import (
     head_parameters,
     weight_shape,
 )
+from xgblora_lab.tasks.planted import add_update_
 
 
 class PackedLinear(nn.Linear):

@@ -5,9 +5,9 @@ import torch
 from tiny import PAD, VOCABULARY, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5
 from torch import nn
 
-from xgblora_lab.lowrank.linear import add_update_, dense_weight, find_modules
+from xgblora_lab.lowrank.linear import dense_weight, find_modules
 from xgblora_lab.tasks.matrix import matrix, singular_values
-from xgblora_lab.tasks.planted import planted
+from xgblora_lab.tasks.planted import add_update_, planted
 
 MAKERS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama, "t5": tiny_t5}
 

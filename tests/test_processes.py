@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_trainer
 import tiny
 import torch
+from accelerate import Accelerator
 from test_family import options_of
 from toy import ToyTask
 
 from xgblora_lab import XGBLoRACallback
-from xgblora_lab.bench import Bench, Checkpoint, History
+from xgblora_lab.bench import Bench, Checkpoint, Gain, History, resume
 from xgblora_lab.lowrank.ensemble import Ensemble
-from xgblora_lab.methods import METHODS, GoRA, LoRAGA, Method, XGBLoRA, make_method
+from xgblora_lab.methods import METHODS, DoRA, Full, GoRA, LoRAGA, Method, PiSSA, XGBLoRA, make_method
+from xgblora_lab.stored import part
 
 CASES = {"causal-lm": "kaiming", "classification": "residual"}
 
@@ -47,6 +51,63 @@ def in_two_processes(folder: Path) -> None:
         bench = Bench(model_of(kind), ToyTask(kind), method_of(kind), steps=9, batch_size=4, hooks=hooks)
         assert bench.accelerator.num_processes == 2
         bench.run(progress=False)
+    sharded_in_two_processes(folder)
+
+
+def sharded_by_hand() -> torch.nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    model = model_of("causal-lm")
+    for block in model.transformer.h:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def sharded_by_accelerate(accelerator: Accelerator) -> torch.nn.Module:
+    """What `accelerator.prepare(model)` does on GPUs; on CPUs accelerate leaves its plugin aside."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+    )
+    return fsdp2_prepare_model(accelerator, model_of("causal-lm"))
+
+
+def sharded_in_two_processes(folder: Path) -> None:
+    def bench_of(model: torch.nn.Module, method: Method | None = None, **options: Any) -> Bench:
+        method = method or method_of("causal-lm")
+        return Bench(model, ToyTask(), method, steps=9, batch_size=4, **options)
+
+    bench = bench_of(sharded_by_hand(), hooks=[Gain(), Checkpoint(folder / "sharded")])
+    bench.run(progress=False)
+    for module in bench.modules.values():
+        assert part(module.weight).numel() == module.weight.numel() / 2  # the other half lies elsewhere
+    bench.export_merged(folder / "merged")
+    main = bench.accelerator.is_main_process
+    if main:
+        bench.export_peft(folder / "adapter")
+        bench.ensemble.save(folder / "sharded-by-hand")
+    losses = {"after": bench.evaluate()["loss"]}
+    bench.accelerator.wait_for_everyone()
+    again = resume(folder / "sharded", sharded_by_hand(), ToyTask())
+    losses["resumed"] = again.evaluate()["loss"]
+    again.rewind(1)
+    losses["rewound"] = again.evaluate()["loss"]
+    again.close()
+    losses["base"] = ToyTask().evaluate(again.model)["loss"]
+
+    for name, method in {"pissa": PiSSA(rank=2, lr=1e-3), "accelerate": None}.items():
+        model = sharded_by_hand() if method else sharded_by_accelerate(bench.accelerator)
+        other = bench_of(model, method, hooks=[Checkpoint(folder / f"sharded-{name}")])
+        other.run(progress=False)
+    for method in (Full(), DoRA()):
+        with pytest.raises(ValueError, match=r"is sharded over processes: .* use lora"):
+            bench_of(sharded_by_hand(), method)
+    with pytest.raises(ValueError, match="DistributedDataParallel stands around the model"):
+        bench_of(bench.accelerator.prepare(model_of("causal-lm")))
+    if main:
+        (folder / "losses.json").write_text(json.dumps(losses))
 
 
 def the_family_in_two_processes(folder: Path) -> None:
@@ -134,3 +195,41 @@ def test_every_method_decides_alike_in_two_processes(by_two_processes):
         torch.testing.assert_close(together, alone, atol=1e-7, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
         assert float(alone.norm()) > 1e-3
     assert Ensemble.load(left / "lora").shapes
+
+
+def test_a_sharded_base_gives_what_one_process_gives(by_two_processes):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def one(method: Method, batch_size: int = 8) -> Bench:
+        bench = Bench(model_of("causal-lm"), ToyTask(), method, steps=9, batch_size=batch_size)
+        bench.run(progress=False)
+        return bench
+
+    alone, half = one(method_of("causal-lm")), one(method_of("causal-lm"), 4)
+    pissa = one(PiSSA(rank=2, lr=1e-3))
+    for folder, bench in {
+        "sharded-by-hand": alone,
+        "sharded-accelerate": alone,
+        "sharded-pissa": pissa,
+    }.items():
+        together = Ensemble.load(by_two_processes / folder)
+        for name in bench.modules:
+            torch.testing.assert_close(together.update(name), bench.ensemble.update(name), atol=1e-9, rtol=0)
+    assert max(float((half.update(n) - alone.update(n)).abs().max()) for n in alone.modules) > 1e-6
+
+    losses = json.loads((by_two_processes / "losses.json").read_text())
+    after = alone.evaluate()["loss"]
+    merged = AutoModelForCausalLM.from_pretrained(by_two_processes / "merged")
+    adapted = PeftModel.from_pretrained(model_of("causal-lm"), by_two_processes / "adapter")
+    assert ToyTask().evaluate(merged)["loss"] == pytest.approx(after, abs=1e-9)
+    assert ToyTask().evaluate(adapted.eval())["loss"] == pytest.approx(
+        after, abs=1e-6
+    )  # its factors are float32
+    assert losses["after"] == pytest.approx(after, abs=1e-9)
+    assert losses["resumed"] == losses["after"]
+    alone.rewind(1)
+    assert losses["rewound"] == pytest.approx(alone.evaluate()["loss"], abs=1e-9)
+    alone.close()
+    assert losses["base"] == pytest.approx(ToyTask().evaluate(alone.model)["loss"], abs=1e-9)
+    assert len({round(loss, 6) for loss in losses.values()}) == 3

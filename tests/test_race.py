@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 import pickle
+import signal
 import statistics
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import tiny
@@ -148,19 +151,49 @@ def test_any_executor_gives_the_same_race():
         assert same(run(executor=executor), run())
 
 
+class DiesOnce(LoRA):
+    """Its first run is killed with its process, between two steps; every start leaves a file."""
+
+    def start(self, bench):
+        (Path(os.environ["DIES_ONCE"]) / f"{self.lr}-{bench.seed}-{os.getpid()}").touch()
+        super().start(bench)
+
+    def after_step(self, bench):
+        if bench.trained_steps == 1:
+            with contextlib.suppress(FileExistsError):
+                (Path(os.environ["DIES_ONCE"]) / "died").mkdir()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("default")  # dask's own, at its start and end
-def test_a_dask_cluster_takes_over(tmp_path):
-    distributed = pytest.importorskip("distributed")
-    options = {"methods": ["xgblora:k=2", "lora:r=1"], "lrs": (1e-2,)}
-    cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, processes=True
-    )
-    with cluster, distributed.Client(cluster) as client:
+def test_a_dask_cluster_loses_a_worker_and_no_run(tmp_path, monkeypatch):
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    monkeypatch.setenv("DIES_ONCE", str(tmp_path))
+    # A worker that imports torch on a busy machine answers nobody for a while.
+    patient = {"distributed.comm.timeouts.tcp": "250s", "distributed.scheduler.worker-ttl": None}
+    options = {"methods": ["xgblora:k=2", "lora:r=1", DiesOnce(rank=2)], "lrs": (1e-2,)}
+    with (
+        dask.config.set(patient),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        before = set(client.run(os.getpid).values())
         far = run(tmp_path / "race", executor=client.get_executor(), **options)
-        assert len({w["pid"] for w in client.run(lambda: {"pid": os.getpid()}).values()} - {os.getpid()}) == 2
-    assert same(far, run(**options))
-    assert len(list((tmp_path / "race" / "runs").glob("*.json"))) == 4
+        client.wait_for_workers(2, timeout=60)
+        after = set(client.run(os.getpid).values())
+    assert len(before) == len(after) == 2
+    assert len(before & after) == 1  # one was killed and replaced
+    assert os.getpid() not in before | after
+    starts = [path.name.rpartition("-")[0] for path in tmp_path.glob("0.01-*")]
+    assert sorted(set(starts)) == ["0.01-0", "0.01-1"]
+    assert len(starts) == 3  # the killed run once more
+    assert not far.failures
+    assert len({(h.label, h.settings.seed) for h in far.histories}) == len(far.histories) == 6
+    assert len(list((tmp_path / "race" / "runs").glob("*.json"))) == 6
+    assert same(far, run(**options))  # here, where nothing dies any more
 
 
 class Broken(LoRA):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xgblora_lab.card import adapter_card
@@ -13,6 +14,7 @@ from xgblora_lab.files import check_folder, replaced_folder, write_tensors
 from xgblora_lab.lowrank import spectra
 from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import find_modules, head_names, head_parameters, is_linear
+from xgblora_lab.stored import whole_state
 
 
 def export_peft(
@@ -90,12 +92,15 @@ def export_merged(model: Any, folder: str | Path, tokenizer: Any = None) -> None
     """Write a model whose update is in its weights (see `Bench.merged`) as a `transformers` checkpoint.
 
     ValueError where the model is not one of transformers, FileExistsError where the folder holds something
-    else. A tokenizer is saved beside the model.
+    else. A tokenizer is saved beside the model. Of a sharded model every process calls, and the first writes.
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{type(model).__name__} is no transformers model; save its state_dict instead.")
+    state = whole_state(model)
+    if state is not None and torch.distributed.get_rank():
+        return
     with replaced_folder(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xgblora_lab import export
+from xgblora_lab.bench.alone import default_accelerator
 from xgblora_lab.bench.fit import Fit
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.measure import Measure
@@ -31,6 +32,7 @@ from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.lowrank.live_weights import LiveWeights
 from xgblora_lab.methods.base import Method
+from xgblora_lab.stored import keep_stored, refuse_packed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,6 +78,7 @@ class Bench(AbstractContextManager["Bench"]):
     hooks : sequence of Hook
         Observers for the bench's whole life.
     accelerator : accelerate.Accelerator, optional
+        Default: accelerate's own, or without accelerate this process alone.
 
     Raises
     ------
@@ -101,8 +104,6 @@ class Bench(AbstractContextManager["Bench"]):
         hooks: Sequence[Hook] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
         for option, value in (("steps", steps), ("batch_size", batch_size), ("accumulation", accumulation)):
             if value < 1:
                 raise ValueError(f"{option} must be at least 1, got {value}.")
@@ -111,8 +112,8 @@ class Bench(AbstractContextManager["Bench"]):
         self.model, self.task, self.method = model, task, replace(method)
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
-        self.hooks, self.accelerator = list(hooks), accelerator or Accelerator()
-        self.model.to(self.accelerator.device)
+        self.hooks, self.accelerator = list(hooks), accelerator or default_accelerator()
+        keep_stored(self.model.to(self.accelerator.device))
         self.trainer = self.trainer_class(model, task, self.accelerator, batch_size, accumulation, data_seed)
         self.modules = find_modules(model, targets)
         model.requires_grad_(False)
@@ -310,6 +311,7 @@ class Bench(AbstractContextManager["Bench"]):
 
     def export_merged(self, folder: str | Path, tokenizer: Any = None) -> None:
         """The tuned model as a `transformers` checkpoint; see `export.export_merged`."""
+        refuse_packed(self.weights.beside, "its boosters stand beside it; use export_peft.")
         with self.merged() as model:
             export.export_merged(model, folder, tokenizer)
 

@@ -36,8 +36,10 @@ class Checkpoint(Hook):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._known: tuple[Any, dict[str, str]] = (None, {})
 
     def on_run_start(self, bench: Run) -> None:
+        self._digests(bench)
         if bench.accelerator.is_main_process:
             store_of(bench, self.folder).open()
             self._save(bench)
@@ -46,6 +48,7 @@ class Checkpoint(Hook):
         self._save(bench)
 
     def on_rewind(self, bench: Run) -> None:
+        self._digests(bench)
         if bench.accelerator.is_main_process:
             with store_of(bench, self.folder).opened():
                 self._save(bench)
@@ -56,6 +59,13 @@ class Checkpoint(Hook):
                 self._save(bench)
         finally:
             store_of(bench, self.folder).close()
+
+    def _digests(self, bench: Run) -> dict[str, str]:
+        """Of base and data; every process asks once, as all of them gather a sharded base together."""
+        if self._known[0] is not bench.weights:
+            found = {"base": _base(bench), "data": digest_of_task(bench.task)}
+            self._known = (bench.weights, found)
+        return self._known[1]
 
     def _save(self, bench: Run) -> None:
         """Save what is new, where this process's store is open: not where the start was refused."""
@@ -69,8 +79,7 @@ class Checkpoint(Hook):
             }
 
         def head() -> dict[str, Any]:
-            digests = {"base": _base(bench), "data": digest_of_task(bench.task)}
-            return {**history.common(), "ensemble": ensemble.common(), **digests}
+            return {**history.common(), "ensemble": ensemble.common(), **self._digests(bench)}
 
         store, last_only = store_of(bench, self.folder), "" if rewindable else "state"
         store.save(ensemble.version, history.rounds, ensemble.dropped, tensors, head, last_only)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from xgblora_lab.bench.records import Round
 from xgblora_lab.lowrank import spectra
-from xgblora_lab.lowrank.booster import watched
-from xgblora_lab.lowrank.linear import add_update_
+from xgblora_lab.lowrank.booster import LowRank, attached, watched
 from xgblora_lab.methods.base import Loop
 
 if TYPE_CHECKING:
@@ -252,9 +251,7 @@ class Gain(Hook):
             return None
         with_all, credit = bench.probe_loss(), {}
         for name, (B, A) in bench.ensemble[len(bench.ensemble) - 1].items():
-            weight = bench.modules[name].weight.data
-            kept = weight.clone()  # type: ignore[operator]
-            add_update_(bench.modules[name], -B, A)
-            credit[name] = bench.probe_loss() - with_all
-            weight.copy_(kept)  # type: ignore[operator]
+            taken_out = LowRank(A, -B).to(bench.accelerator.device)
+            with attached(bench.model, {name: taken_out}):
+                credit[name] = bench.probe_loss() - with_all
         return {"gain": credit}

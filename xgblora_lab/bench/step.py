@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from xgblora_lab import seeds
 from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
+from xgblora_lab.stored import refuse_sharded
 from xgblora_lab.tasks.task import row_lengths
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Head:
     """A classifier's own parameters: trained beside every method, with one AdamW for the whole run."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
+        refuse_sharded(parameters, "a head is trained whole; give fully_shard its parameters to ignore.")
         self.parameters, self.lr, self.betas = parameters, lr, betas
         self._before = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
         self.optimizer = self._new_optimizer()

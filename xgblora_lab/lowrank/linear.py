@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from xgblora_lab.stored import part, rows
+
 
 def _is_conv1d(module: nn.Module) -> bool:
     # By name along the class hierarchy: importing transformers for an isinstance would cost seconds.
@@ -28,15 +30,15 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def stored_weight(module: nn.Module) -> Tensor:
-    """The weight as the module stores it: (d, k), transposed, or packed."""
-    return cast(Tensor, module.weight)
+    """The weight as the module stores it: (d, k), transposed, or packed; of a sharded one, its part here."""
+    return part(cast(Tensor, module.weight))
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """(d, k): outputs and inputs of the linear map, whatever the layout or packing of its weight."""
     if isinstance(module, nn.Linear):  # its weight may be packed
         return module.out_features, module.in_features
-    d, k = dense_weight(module).shape
+    d, k = oriented(module, cast(Tensor, module.weight)).shape
     return d, k
 
 
@@ -46,29 +48,26 @@ def oriented(module: nn.Module, stored: Tensor) -> Tensor:
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """A view of the weight as (d, k)."""
+    """A view of the weight as (d, k); of this process's part where it is sharded."""
     return oriented(module, stored_weight(module))
+
+
+def parts(module: nn.Module, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """B (d, r) and A (r, k) without what belongs to other processes' parts of the weight."""
+    if _is_conv1d(module):
+        return B, rows(A.T, module.weight).T
+    return rows(B, module.weight), A
 
 
 def can_merge(module: nn.Module) -> bool:
     """Whether the weight is stored in floating point, (d, k) or transposed; quantised ones are not."""
-    weight = stored_weight(module)
-    return (
-        weight.is_floating_point()
-        and weight.ndim == 2
-        and tuple(dense_weight(module).shape) == weight_shape(module)
-    )
+    weight = cast(Tensor, module.weight)
+    return weight.is_floating_point() and tuple(oriented(module, weight).shape) == weight_shape(module)
 
 
 def factor_dtype(module: nn.Module) -> torch.dtype:
     """The dtype of boosters on `module`: float32, or float64 on a float64 base (used by exact tests)."""
     return torch.float64 if stored_weight(module).dtype == torch.float64 else torch.float32
-
-
-def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
-    """Add B @ A, B (d, r) and A (r, k), to a weight that `can_merge`: in place, in the weight's own dtype."""
-    weight = dense_weight(module).data
-    weight.addmm_(B.to(weight), A.to(weight))
 
 
 def find_modules(model: nn.Module, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Module]:

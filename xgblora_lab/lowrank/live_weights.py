@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from xgblora_lab.lowrank.booster import LowRank
-from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, oriented, stored_weight
+from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, oriented, parts, stored_weight
+from xgblora_lab.stored import unpacked, whole
 
 Boosters = Mapping[str, tuple[Tensor, Tensor]]  # module name -> (B (d, r), A (r, k)) of one round
 
@@ -29,7 +30,7 @@ class LiveWeights:
         self.modules = dict(modules)
         self._base: dict[str, Tensor] = {}  # (as stored), CPU
         self._master: dict[str, Tensor] = {}  # (d, k), float32, half-precision bases only
-        self._beside: dict[str, LowRank] = {}  # boosters of weights that cannot be merged into
+        self.beside: dict[str, LowRank] = {}  # boosters of weights that cannot be merged into
 
     def snapshot(self) -> None:
         """Copy the base of every module now (a method that trains the weights themselves needs it)."""
@@ -37,11 +38,15 @@ class LiveWeights:
             self._keep(name)
 
     def base(self, name: str) -> Tensor:
-        """A copy of a module's base weight, (d, k), on the CPU. KeyError for a module that is not here."""
+        """A copy of a module's base weight, (d, k), on the CPU. KeyError for a module that is not here.
+
+        It is unpacked where it is packed, and gathered, by all processes together, where it is sharded.
+        """
         module = self.modules[name]
-        if name not in self._base:
-            return dense_weight(module).detach().to("cpu", copy=True)
-        return oriented(module, self._base[name]).clone()
+        if not can_merge(module):
+            return unpacked(module).cpu()
+        stored = self._base[name] if name in self._base else stored_weight(module).detach()
+        return oriented(module, whole(stored, module.weight)).to("cpu", copy=True)
 
     def merge(self, boosters: Boosters) -> None:
         """Add one round's boosters, scale and shrinkage folded in; KeyError for a module that is not here."""
@@ -51,6 +56,7 @@ class LiveWeights:
                 self._add_beside(name, B, A)
                 continue
             self._keep(name)
+            B, A = parts(module, B, A)
             weight = dense_weight(module).data
             master = self._master.get(name, weight)
             master.addmm_(B.to(master), A.to(master))
@@ -70,9 +76,9 @@ class LiveWeights:
             stored_weight(module).data.copy_(base)
             if name in self._master:
                 self._master[name].copy_(dense_weight(module).data)
-        for booster in self._beside.values():
+        for booster in self.beside.values():
             booster.detach()
-        self._beside.clear()
+        self.beside.clear()
 
     def _keep(self, name: str) -> None:
         module = self.modules[name]
@@ -88,9 +94,9 @@ class LiveWeights:
         module = self.modules[name]
         device = stored_weight(module).device
         B, A = B.to(device), A.to(device)
-        if name in self._beside:
-            old = self._beside[name]
+        if name in self.beside:
+            old = self.beside[name]
             old.detach()
             B, A = torch.cat([old.B.detach(), B], 1), torch.cat([old.A.detach(), A], 0)
-        self._beside[name] = LowRank(A, B).requires_grad_(False)
-        self._beside[name].attach(module)
+        self.beside[name] = LowRank(A, B).requires_grad_(False)
+        self.beside[name].attach(module)

@@ -6,16 +6,14 @@ A method is a dataclass of options. `Bench` works on a copy of it, so one object
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from xgblora_lab import seeds
-from xgblora_lab.lowrank.booster import LowRank, init_A
-from xgblora_lab.lowrank.linear import weight_shape
+from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.methods.optimizers import adamw, load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import check_options, option
 from xgblora_lab.methods.schedules import SCHEDULES, round_lengths, scheduled
@@ -231,26 +229,6 @@ class Continued(Method):
         if any(key.startswith("optimizer/") for key in state):
             optimizer = self.make_optimizer(list(parameters.values()))
             load_optimizer_tensors(optimizer, parameters, state, "optimizer/")
-
-
-def fresh_boosters(
-    modules: Mapping[str, nn.Module],
-    rank: int | Mapping[str, int],
-    scale: Callable[[int], float],
-    init: str,
-    seed: int,
-    index: int,
-) -> dict[str, LowRank]:
-    """Boosters that change nothing yet, one per module; A depends on (seed, index, module order) alone.
-
-    `rank` is one for all or by module, `scale` gives a rank's scale, `init` is as in `init_A`.
-    """
-    generator = seeds.generator("A", seed, index)
-    boosters = {}
-    for name, module in modules.items():
-        r = rank if isinstance(rank, int) else rank[name]
-        boosters[name] = LowRank.fresh(module, init_A(init, r, weight_shape(module)[1], generator), scale(r))
-    return boosters
 
 
 def booster_parameters(boosters: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:

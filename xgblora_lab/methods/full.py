@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.linear import dense_weight
+from xgblora_lab.lowrank.linear import can_merge, dense_weight
 from xgblora_lab.methods.base import Continued
+from xgblora_lab.stored import refuse_packed, refuse_sharded
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters
@@ -55,10 +56,9 @@ class Full(Continued):
             n: p for n, p in loop.model.named_parameters() if id(p) not in head and p.is_floating_point()
         }
         frozen = [n for n, p in loop.model.named_parameters() if not p.is_floating_point()]
-        if frozen:
-            raise ValueError(
-                f"Full fine-tuning needs floating-point weights, but {frozen[0]!r} is quantised."
-            )
+        frozen += [n for n, module in loop.modules.items() if not can_merge(module)]
+        refuse_packed(frozen, "full fine-tuning needs floating-point weights; use lora.")
+        refuse_sharded(trained, "full fine-tuning would train every process's part apart; use lora.")
         self.before = {n: p.detach().to("cpu", copy=True) for n, p in trained.items()}
         self.parameters = trained
         for parameter in self.parameters.values():

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 from xgblora_lab.lowrank.booster import INITS, LowRank
-from xgblora_lab.methods.base import Continued, booster_parameters, fresh_boosters
+from xgblora_lab.methods.base import Continued, booster_parameters
 from xgblora_lab.methods.options import RANKS, option
+from xgblora_lab.methods.weak_learner import fresh_boosters
 
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.live_weights import Boosters

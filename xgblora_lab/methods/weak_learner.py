@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from xgblora_lab import seeds
-from xgblora_lab.lowrank.booster import LowRank, watched
+from xgblora_lab.lowrank.booster import LowRank, init_A, watched
 from xgblora_lab.lowrank.linear import blocks, factor_dtype, weight_shape
 
 if TYPE_CHECKING:
@@ -38,6 +38,42 @@ def chosen_units(
         picked = {(first + i) % N for i in range(count)}
     chosen = {name for i in picked for name in units[i]}
     return [name for name in names if name in chosen]
+
+
+def fresh_boosters(
+    modules: Mapping[str, nn.Module],
+    rank: int | Mapping[str, int],
+    scale: Callable[[int], float],
+    init: str,
+    seed: int,
+    index: int,
+) -> dict[str, LowRank]:
+    """Boosters that change nothing yet; A depends on the seed, the round and the modules' order alone.
+
+    Parameters
+    ----------
+    modules : mapping of str to nn.Module
+        The linear maps that get one each.
+    rank : int or mapping of str to int
+        One for all, or by module.
+    scale : callable
+        Of a rank, its scale.
+    init : str
+        As in `lowrank.booster.init_A`.
+    seed, index : int
+        The run's, and the round's.
+
+    Returns
+    -------
+    dict of str to LowRank
+        By module, attached nowhere.
+    """
+    generator = seeds.generator("A", seed, index)
+    boosters = {}
+    for name, module in modules.items():
+        r = rank if isinstance(rank, int) else rank[name]
+        boosters[name] = LowRank.fresh(module, init_A(init, r, weight_shape(module)[1], generator), scale(r))
+    return boosters
 
 
 def residual_A(

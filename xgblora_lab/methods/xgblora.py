@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xgblora_lab.methods.base import Method, booster_parameters, fresh_boosters
+from xgblora_lab.methods.base import Method, booster_parameters
 from xgblora_lab.methods.optimizers import load_optimizer_tensors, optimizer_tensors
 from xgblora_lab.methods.options import RANKS, option
 from xgblora_lab.methods.weak_learner import (
     chosen_units,
     earlier_directions,
+    fresh_boosters,
     hardest_rows,
     has_stopped_falling,
     last_directions,

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from xgblora_lab.disk import digest
+from xgblora_lab.lowrank.linear import can_merge
+from xgblora_lab.stored import part, whole
 from xgblora_lab.tasks.task import Task
 
 AT_ONCE = 256  # rows in a batch
@@ -73,7 +75,7 @@ def digest_of_base(
     Returns
     -------
     str
-        The same before, while and after the model is tuned.
+        The same before, while and after the model is tuned. Of a sharded model all processes have to ask.
     """
     return digest(_weights(model, modules or {}, base, head or {}))
 
@@ -100,8 +102,11 @@ def _weights(
 ) -> Iterator[tuple[str, Tensor]]:
     told = {id(p) for module in modules.values() for p in module.parameters()}
     told |= {id(p) for p in head.values()}
-    if base is not None:
-        yield from ((name, base(name)) for name in modules)
+    for name, module in modules.items():
+        if base is not None and can_merge(module):
+            yield name, base(name)
+        elif base is not None:  # the codes and their scales
+            yield from ((f"{name}.{key}", value) for key, value in module.state_dict().items())
     for name, parameter in model.named_parameters():
         if id(parameter) not in told and not (modules and parameter.requires_grad):
-            yield name, parameter
+            yield name, whole(part(parameter), parameter)

@@ -7,11 +7,13 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xgblora_lab.stored import keep_stored
 from xgblora_lab.tasks.checkpoint import PRETRAIN, first_line, load_config, load_tokenizer, location
 from xgblora_lab.tasks.limits import whole
 from xgblora_lab.tasks.planted import planted
@@ -38,6 +40,10 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
     "float64": torch.float64,
+}
+PACKED: dict[str, dict[str, Any]] = {  # settings of bitsandbytes
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "8bit": {"load_in_8bit": True},
 }
 
 
@@ -67,7 +73,8 @@ def load_model(
     num_labels : int, optional
         Outputs of a classification head; default: the task's labels, else 2. Regression has one.
     dtype : str or torch.dtype, default "float32"
-        Of the weights, whatever the checkpoint holds ("auto" keeps the checkpoint's).
+        Of the weights, whatever the checkpoint holds ("auto" keeps the checkpoint's). "4bit" (NF4) and "8bit"
+        pack the weights of all linear maps but the head with bitsandbytes; everything else is float32.
     seed : int, default 0
         Decides a head that the checkpoint does not hold.
 
@@ -109,6 +116,7 @@ def load_model(
         )
     _require_lab_weights(name)
     check_files(name, location(name))
+    stored = _stored(dtype)
 
     # Only the CPU's generator is forked and seeded: models are built on the CPU.
     with torch.random.fork_rng(devices=[]), _quiet():
@@ -117,7 +125,7 @@ def load_model(
             model, report = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
                 location(name),
                 config=config,
-                dtype=_dtype(dtype),
+                **stored,
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head for another number of labels; judged in _check_report
@@ -129,6 +137,7 @@ def load_model(
                 f"architecture that transformers knows for it. transformers says: {first_line(error)}"
             ) from error
     _check_report(name, kind, model, report)
+    keep_stored(model)
     pad = getattr(task, "pad_token_id", None)
     model.config.pad_token_id = _pad_token_id(config) if pad is None else pad
     return model.eval()
@@ -156,7 +165,7 @@ def load(
     seed : int, default 0
         Of a new head and of the planted update. The data's split never depends on it.
     dtype : str or torch.dtype, default "float32"
-        Of the weights.
+        Of the weights, as in `load_model`.
     **options
         Those of `load_task` or of `planted`.
 
@@ -240,12 +249,19 @@ def _require_room(name: str | Path, model: PreTrainedModel, task: TextTask) -> N
         )
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def _stored(dtype: str | torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told of the weights."""
     if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
+        return {"dtype": dtype}
+    if isinstance(dtype, str) and dtype in PACKED:
+        from transformers import BitsAndBytesConfig
+
+        if find_spec("bitsandbytes") is None:
+            raise ValueError(f"{dtype} needs bitsandbytes; install it with `pip install bitsandbytes`.")
+        return {"dtype": torch.float32, "quantization_config": BitsAndBytesConfig(**PACKED[dtype])}
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype {dtype!r}; accepted are {', '.join(DTYPES)} and auto.")
-    return DTYPES[dtype]
+        raise ValueError(f"Unknown dtype {dtype!r}; accepted are {', '.join((*DTYPES, *PACKED))} and auto.")
+    return {"dtype": DTYPES[dtype]}
 
 
 def _set_labels(config: PretrainedConfig, kind: str, num_labels: int | None, labels: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xgblora_lab.lowrank.linear import add_update_, dense_weight, find_modules, weight_shape
+from xgblora_lab.lowrank.linear import can_merge, dense_weight, find_modules, weight_shape
 from xgblora_lab.tasks.limits import shown, whole
 from xgblora_lab.tasks.matrix import random_update, singular_values
 from xgblora_lab.tasks.task import Batch, evaluating
@@ -199,8 +199,8 @@ def planted(
     Raises
     ------
     ValueError
-        Where the model is no language model, no module matches, a number is not positive, or the spectrum is
-        unknown or does not fit a module.
+        Where the model is no language model, no module matches, a weight is packed, a number is not positive,
+        or the spectrum is unknown or does not fit a module.
     """
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if vocabulary is None:
@@ -216,6 +216,11 @@ def planted(
     generator = torch.Generator().manual_seed(seed)
     truth = {}
     for name, module in find_modules(model, modules).items():
+        if not can_merge(module):
+            raise ValueError(
+                f"The weight of {name!r} is packed (quantised), so nothing can be planted in it; plant in "
+                "the model before it is quantised."
+            )
         norm = float(torch.linalg.matrix_norm(dense_weight(module).detach().double()))
         values = singular_values(spectrum, rank)
         values *= strength * norm / values.norm()
@@ -228,6 +233,20 @@ def planted(
         names = ["input_ids", "decoder_input_ids"] if config.is_encoder_decoder else ["input_ids"]
         inputs[split] = {name: _random_tokens((count, length), vocabulary, pad, generator) for name in names}
     return PlantedTask(model, truth, inputs)
+
+
+def add_update_(module: nn.Module, B: Tensor, A: Tensor) -> None:
+    """Add a product of factors to a weight: in place, in the weight's own dtype.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its weight is one that `can_merge`.
+    B, A : Tensor
+        (d, r) and (r, k).
+    """
+    weight = dense_weight(module).data
+    weight.addmm_(B.to(weight), A.to(weight))
 
 
 class _WithWeights(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from xgblora_lab.lowrank.linear import can_merge
-from xgblora_lab.methods.base import fresh_boosters
 from xgblora_lab.methods.family.gradient import mean_gradients
 from xgblora_lab.methods.family.lora_plus import LoRAPlus
 from xgblora_lab.methods.options import option
+from xgblora_lab.methods.weak_learner import fresh_boosters
 
 if TYPE_CHECKING:
     from xgblora_lab.methods.base import Loop

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from xgblora_lab.lowrank.linear import can_merge, dense_weight, factor_dtype, weight_shape
+from xgblora_lab.lowrank.linear import can_merge, factor_dtype, weight_shape
 from xgblora_lab.methods.family.offset import OffsetLoRA, leading
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class PiSSA(OffsetLoRA):
         factors = {}
         scale = self.scale_of(self.rank)
         for name, module in loop.modules.items():
-            weight = dense_weight(module).detach().to("cpu", factor_dtype(module))
+            weight = loop.weights.base(name).to(factor_dtype(module))
             U, s, V = leading(weight, self.rank, loop.seed)
             root = s.sqrt() / math.sqrt(scale)
             factors[name] = (U * root, root[:, None] * V.T)

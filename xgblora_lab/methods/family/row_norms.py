@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.lowrank.linear import can_merge, dense_weight
+from xgblora_lab.stored import refuse_sharded
 
 
 @torch.no_grad()
@@ -25,8 +26,9 @@ def row_norms(module: nn.Module, booster: LowRank, frozen: Tensor | None = None)
     Raises
     ------
     ValueError
-        Where the weight is stored packed.
+        Where the weight is stored packed or sharded.
     """
+    refuse_sharded({"weight": module.weight}, "the norms of its rows are not known; use lora.")  # type: ignore[dict-item]
     if not can_merge(module):
         raise ValueError(
             f"{type(module).__name__} stores its weight packed, so the norms of its rows are not known; "
