@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
-import torch
 from torch import Tensor
 
 from xgblora_lab.bench.hooks import Run
@@ -17,9 +17,6 @@ from xgblora_lab.lowrank.linear import is_linear, weight_shape
 
 def settings_of(run: Run, trainer: Trainer, targets: str | Sequence[str], probe_size: int) -> RunSettings:
     """The settings of a run that begins."""
-    import accelerate
-    import transformers
-
     model, method, task, accelerator = run.model, run.method, run.task, run.accelerator
     truth: Mapping[str, tuple[Tensor, Tensor]] = getattr(task, "truth", {})
     weights = sum(math.prod(weight_shape(m)) for m in model.modules() if is_linear(m))
@@ -44,7 +41,7 @@ def settings_of(run: Run, trainer: Trainer, targets: str | Sequence[str], probe_
         device=accelerator.device.type,
         flops_per_token=method.flops_per_weight * weights,
         truth_spectrum={n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
-        versions={m.__name__: m.__version__ for m in (torch, transformers, accelerate)},
+        versions={name: version(name) for name in ("torch", "transformers", "accelerate")},
         merges=method.additive,
         rank_bound=method.rank_bound(len(run.modules)),
     )

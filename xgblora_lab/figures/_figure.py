@@ -20,16 +20,34 @@ from xgblora_lab.files import replaced, write_text
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "toImageButtonOptions": {"scale": 2}}
 
 
+def renderers() -> Any:
+    """What displays plotly's figures, without a second or more for a grammar of addresses.
+
+    plotly asks for nbformat, nbformat for jsonschema, and that compiles the grammar to check a kind of text
+    that a figure does not have.
+    """
+    grammar = "rfc3987_syntax"
+    absent = grammar not in sys.modules
+    if absent:
+        sys.modules[grammar] = None  # type: ignore[assignment]  # to an import: it is not installed
+    try:
+        from plotly.io import renderers as found
+    finally:
+        if absent:
+            del sys.modules[grammar]
+    return found
+
+
 def keep_at_home() -> None:
     """Take the button that sends a figure to a cloud off every plotly figure that this process displays."""
-    from plotly.io import renderers
-
-    for name in renderers:
-        config = getattr(renderers[name], "config", None)
+    found = renderers()
+    for name in found:
+        config = getattr(found[name], "config", None)
         if isinstance(config, dict):
             config.update(CONFIG)
 
 
+renderers()
 if "ipykernel" in sys.modules:  # a notebook, in which figures are displayed that are not ours
     keep_at_home()
 
