@@ -67,10 +67,15 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["open", "run", "race", "report", "gallery"])
+COMMANDS = ["open", "run", "race", "report", "gallery", "playground"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     overview = CliRunner().invoke(cli.app, ["--help"]).output
-    assert command in overview
+    (line,) = re.findall(rf"^  {command} +(.+)", overview, flags=re.MULTILINE)
+    assert line.endswith(".")
+    assert not line.endswith("...")  # click cuts what is too long
     assert (
         "Usage: xgblora-lab"
         in CliRunner().invoke(cli.app, [command, "--help"], prog_name="xgblora-lab").output
@@ -78,6 +83,54 @@ def test_every_command_explains_itself(command: str) -> None:
     parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
     assert parameters
     assert all(len(parameter.help) > 10 for parameter in parameters)
+
+
+CHEAP = {  # what an example is given besides, so that it takes little; the last of an option counts
+    "race": ["--steps=2", "--trials=1", "--seeds=1", "--batch-size=2", "--limit=4", "--workers=1"],
+}
+AT_MOST = {"race": ["--max-length=16", "--methods=xgblora,lora:r=1"]}
+
+
+def test_every_example_of_the_help_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(sources.folder(), tmp_path / "notebooks")
+    monkeypatch.setattr(sources, "folder", lambda: tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    opened: list[Path] = []
+    monkeypatch.setattr(cli, "_jupyterlab", lambda path, *rest: opened.append(path))
+    for command in COMMANDS:
+        words = " ".join(CliRunner().invoke(cli.app, [command, "--help"]).output.split())
+        (example,) = re.findall(r"Example: xgblora-lab (.+?)(?=$| Execute| An | It | The | Every )", words)
+        assert example.split()[0] == command
+        given = [*example.split(), *CHEAP.get(command, []), *AT_MOST.get(command, [])]
+        done = CliRunner().invoke(cli.app, given)
+        assert done.exit_code == 0, (example, done.output, done.exception)
+    assert [path.stem for path in opened] == ["02_one_transformer"]
+    for name in ("runs/01_one_matrix.html", "runs/first-race/race.json", "slides.html", "site/index.html"):
+        assert (tmp_path / name).is_file(), name
+    wrong = CliRunner().invoke(cli.app, ["run", "01", "-p", "rounds=8"])  # what a help once said
+    assert "has no parameter rounds" in str(wrong.exception)
+
+
+def cut(whole: Path, home: Path) -> None:
+    """Copies of the notebooks that end with their parameters."""
+    for path in [*whole.glob("0[0-2]*.ipynb"), *whole.glob("instructor/0[0-2]*.ipynb")]:
+        notebook = nbformat.read(path, as_version=4)
+        tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+        end = next(i for i, found in enumerate(tags) if "parameters" in found) + 1
+        notebook.cells = [
+            cell
+            for cell in notebook.cells[:end]
+            if cell.cell_type == "markdown" or "parameters" in cell.metadata.get("tags", [])
+        ]
+        target = home / path.relative_to(whole)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_XGBLORA_LAB_COMPLETE": "complete_bash", "COMP_WORDS": "xgblora-lab ra", "COMP_CWORD": "1"}
+    done = CliRunner().invoke(cli.app, [], env=asked, prog_name="xgblora-lab")
+    assert done.output.split() == ["race"]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -122,6 +175,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["gallery", "-n", "seven"], "seven is neither a file"),
         (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
         (["race", "--workers", "0"], "--workers is a number of processes, at least 1"),
+        (["race", "--data", "nosuch.csv", "--workers", "1"], "There is no file or folder 'nosuch.csv'"),
         (["report", "."], "No run in .: it holds neither race.json nor history.jsonl."),
     ],
 )

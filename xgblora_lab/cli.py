@@ -18,10 +18,9 @@ from xgblora_lab import cli_race
 
 app = typer.Typer(
     name="xgblora-lab",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 _options = {"traceback": False}
 
@@ -82,6 +81,8 @@ def open_(
 ) -> None:
     """Start JupyterLab on the notebooks, with the first one open.
 
+    Example: xgblora-lab open 2
+
     The notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is.
     Stop it with Ctrl-C.
     """
@@ -129,7 +130,7 @@ def run(
 ) -> None:
     """Execute a notebook from top to bottom and keep the result.
 
-    Example: xgblora-lab run 01 -p rounds=8 --html
+    Example: xgblora-lab run 01 --profile ci -p seed=1 --html
 
     An unknown parameter, a value of the wrong type, a cell that takes too long and a hidden error (in a
     widget, a task, a thread, a shell command, a captured or logged traceback) each end the run with a
@@ -178,7 +179,9 @@ def report(
     ] = None,
     format_: Annotated[ImageFormat, typer.Option("--format", help="Kind of the images.")] = ImageFormat.png,
 ) -> None:
-    """Write a run or a race as one page that opens by double click and scrubs without a kernel.
+    """Write a run or a race as one page that needs no network.
+
+    It opens by double click, and its figures scrub without a kernel.
 
     Example: xgblora-lab report runs/first-race -o slides.html --slides
     """
@@ -226,7 +229,9 @@ def gallery(
 def playground(
     out: Annotated[Path, typer.Argument(help="Folder for the page, index.html.")] = Path("playground"),
 ) -> None:
-    """Write a page on which boosting rounds run in the browser; it needs no server and no network.
+    """Write a page on which boosting rounds run in the browser.
+
+    It needs no server and no network: open it by double click, or publish the folder.
 
     Example: xgblora-lab playground site/playground
     """
