@@ -202,7 +202,7 @@ def report(
 
 @app.command()
 def gallery(
-    out: Annotated[Path, typer.Argument(help="Folder for the pages and their index.")] = Path("gallery"),
+    out: Annotated[Path, typer.Argument(help="Folder for the site.")] = Path("gallery"),
     notebook: Annotated[
         list[str] | None,
         typer.Option("--notebook", "-n", help="Only this one, by number, name or path; repeatable."),
@@ -211,18 +211,26 @@ def gallery(
         Profile, typer.Option(help="Size of the runs: ci, laptop (as the notebooks stand), classroom.")
     ] = Profile.laptop,
     timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600,
+    lessons: Annotated[
+        bool, typer.Option("--lessons", help="The notebooks' pages and their index alone.")
+    ] = False,
 ) -> None:
-    """Execute every notebook, solutions included, to pages with an index, and check their links.
+    """Make the site: lessons, playground, reference, teacher's pack.
 
-    Example: xgblora-lab gallery site --profile ci -n 01 -n 02
+    Example: xgblora-lab gallery site --profile ci -n 02
+
+    Every notebook is executed, solutions included, and becomes a page. An index leads to all of it, and every
+    link is checked. Publish the folder, or open its index.html by double click: nothing is fetched.
     """
     from xgblora_lab.course.gallery import gallery as gallery_
     from xgblora_lab.course.gallery import solved
+    from xgblora_lab.course.site import PARTS
 
     paths = [solved(name) for name in notebook] if notebook else None
     if profile is Profile.ci:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    typer.echo(f"Gallery: {gallery_(out, paths, profile=profile.value, timeout=timeout)}")
+    made = gallery_(out, paths, profile=profile.value, timeout=timeout, parts=() if lessons else PARTS)
+    typer.echo(f"Gallery: {made}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from xgblora_lab.report.offline import ICON, plotly_js, policy, script
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 VIEW = "application/vnd.jupyter.widget-view+json"
 _FIGURE = "application/vnd.plotly.v1+json"
 _INTERACTIVE = "An interactive piece stands here when the notebook runs in a live kernel."
+_AWAY = re.compile(r"!\[([^\]]*)\]\(https?://[^)]+\)")  # a picture from elsewhere, a badge: its words stay
 # JupyterLab's page without the scripts that it would fetch; `resources` hold what is ours
 _TEMPLATE = """\
 {%- extends 'lab/index.html.j2' -%}
@@ -35,12 +37,13 @@ _TEMPLATE = """\
 """
 
 
-def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
+def to_html(notebook: NotebookNode, title: str = "notebook", about: str = "") -> str:
     """Return the notebook as one page, on which one packed copy of plotly.js draws every plotly figure.
 
     A progress bar shows its last state only. A widget needs a kernel, so a sentence stands in its place. What
-    is collapsed in a notebook is left out. The page fetches nothing: formulas stay in TeX. A content-security
-    policy lets no script run but the one that draws the figures, whatever the outputs hold.
+    is collapsed in a notebook is left out. The page fetches nothing: formulas stay in TeX, and of a picture
+    that lies elsewhere the words stay. A content-security policy lets no script run but the one that draws
+    the figures, whatever the outputs hold.
 
     Parameters
     ----------
@@ -48,6 +51,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
         An executed notebook; it is left as it is.
     title : str
         Title of the page in the browser.
+    about : str, optional
+        What a search engine shows of the page; default, that it is a lesson.
     """
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -56,6 +61,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
     without_views(page)
     drawn = False
     for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _AWAY.sub(r"\1", cell.source)
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata["transient"] = {"remove_source": True}  # nbconvert's word for it
         for out in cell.get("outputs", []):
@@ -67,7 +74,7 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
     resources = {
         "metadata": {"name": title},
         "policy": policy([drawing] if packed else [], packed),
-        "description": f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
+        "description": about or f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
         "icon": ICON,
         "style": _STYLE,
         "plotly": packed.base64 if packed else "",
