@@ -88,7 +88,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook", about: str = "") ->
 
 _STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --jp-layout-color0: #16181c;
-  --jp-layout-color1: #16181c; --jp-cell-editor-background: #22252b; --jp-content-font-color0: #fff;
+  --jp-layout-color1: #16181c; --jp-layout-color2: #2a2d33;
+  --jp-cell-editor-background: #22252b; --jp-content-font-color0: #fff;
   --jp-content-font-color1: #e8e6e3; --jp-content-font-color2: #c4c1bc; --jp-ui-font-color1: #e8e6e3;
   --jp-mirror-editor-keyword-color: #7ec699; --jp-mirror-editor-string-color: #f0a08a;
   --jp-mirror-editor-comment-color: #8fb3b3; --jp-mirror-editor-operator-color: #d7a8ff;
@@ -97,7 +98,9 @@ _STYLE = """
   --jp-content-link-color: #79b8ff; --jp-rendermime-table-row-background: #22252b;
   --jp-border-color1: #3c4046;
   --jp-rendermime-error-background: #4a2526; --jp-cell-editor-border-color: #3c4046; } }
+.jp-InputPrompt, .jp-OutputPrompt { opacity: 1 !important; color: var(--jp-content-font-color1) !important; }
 .plot { min-height: 280px; } pre { white-space: pre-wrap; }
+.jp-RenderedHTMLCommon a:not(.anchor-link) { text-decoration: underline !important; }
 pre, .jp-RenderedHTMLCommon { overflow-wrap: anywhere; }
 .jp-OutputArea-output, .jp-InputArea-editor, .highlight { min-width: 0; max-width: 100%; overflow-x: auto; }
 @media (max-width: 600px) { body.jp-Notebook { padding: 0.4rem; } .jp-Cell { padding: 2px; }
@@ -112,7 +115,7 @@ def _plot(figure: Any) -> str:
     height = figure.get("layout", {}).get("height", 450)
     title = figure.get("layout", {}).get("title", "")
     said = html.escape(str(title.get("text", "") if isinstance(title, dict) else title) or "A figure")
-    look = f'role="img" aria-label="{said}" style="height:{float(height):g}px"'
+    look = f'role="group" aria-label="{said}" style="height:{float(height):g}px"'
     return (
         f'<div class="plot plotly-graph-div" {look}></div>'
         f'<script type="application/json" class="figure">{data}</script>'

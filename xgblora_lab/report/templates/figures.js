@@ -10,7 +10,8 @@ function draw(source) {
   const options = {responsive: true, displaylogo: false, showSendToCloud: false};
   function redraw(print) {
     const look = dark.matches && !print ? themed : structuredClone;
-    Plotly.react(plot, look(content.plot.data), fitted(look(layout), plot), options);
+    const figure = fitted({data: look(content.plot.data), layout: look(layout)}, plot);
+    Plotly.react(plot, figure.data, figure.layout, options);
     if (axis && axis.selectedIndex > 0) Plotly.update(plot, ...content.axes[axis.selectedIndex]);
     if (range) show(+range.value);
   }
@@ -47,7 +48,8 @@ function draw(source) {
     draw(source);
     await new Promise(resolve => setTimeout(resolve));  // the first picture shows before the last is drawn
   }
-  dark.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
+  for (const medium of [dark, narrow])
+    medium.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
   addEventListener("beforeprint", () => redraws.forEach(redraw => redraw(true)));
   addEventListener("afterprint", () => redraws.forEach(redraw => redraw(false)));
 })();
