@@ -19,6 +19,18 @@ from xgblora_lab.files import replaced, write_text
 # The camera in the toolbar saves a PNG of twice the size; nothing leaves for a cloud.
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "toImageButtonOptions": {"scale": 2}}
 
+# On a saved page; plotly puts the figure's place into {plot_id}.
+_BUTTONS = """\
+const plot = document.getElementById("{plot_id}"), row = document.createElement("p");
+for (const format of ["png", "svg"]) {
+  const button = document.createElement("button");
+  button.textContent = `Save as ${format.toUpperCase()}`;
+  const image = {format, filename: "figure", scale: format === "png" ? 2 : 1};
+  button.onclick = () => Plotly.downloadImage(plot, image);
+  row.append(button, " ");
+}
+plot.after(row);"""
+
 
 def renderers() -> Any:
     """What displays plotly's figures, without a second or more for a grammar of addresses.
@@ -120,7 +132,7 @@ class Figure:
         ----------
         path : str or Path
             Its ending says the kind: `.png`, `.svg` or `.pdf`, which need the package kaleido and Chrome; or
-            `.html`, a page that needs neither.
+            `.html`, a page that needs neither, and whose buttons save a PNG or an SVG.
 
         Raises
         ------
@@ -132,7 +144,8 @@ class Figure:
         path = Path(path)
         kind = path.suffix[1:].lower()
         if kind == "html":
-            write_text(path, self.plot.to_html(include_plotlyjs=True, config=CONFIG))
+            page = self.plot.to_html(include_plotlyjs=True, config=CONFIG, post_script=_BUTTONS)
+            write_text(path, page)
             return
         if kind not in ("png", "svg", "pdf"):
             raise ValueError(f"{path.name} ends in neither .png, .svg, .pdf nor .html: choose one of them.")
@@ -141,8 +154,8 @@ class Figure:
         except Exception as error:  # kaleido and its browser driver raise types of their own, by version
             raise RuntimeError(
                 f"{path.name} was not written: this needs kaleido (pip install kaleido) and Chrome or "
-                f"Chromium. Without them, save a page ({path.stem}.html), or press the camera above the "
-                f"figure for a PNG. ({error})"
+                f"Chromium. Without them, save a page ({path.stem}.html): its buttons save a PNG or an "
+                f"SVG. The camera above a figure saves a PNG. ({error})"
             ) from error
         with replaced(path) as partial:
             partial.write_bytes(image)

@@ -8,10 +8,16 @@
       const look = dark.matches && !print ? themed : structuredClone;
       const drawn = fitted({data: look(figure.data), layout: look(figure.layout ?? {})}, plot);
       return Plotly.react(plot, {...drawn, frames: figure.frames ?? [],
-        config: {responsive: true, displaylogo: false, showSendToCloud: false}});
+        config: toolbar()});
     };
     redraws.push(redraw);
     await redraw(false);
+    const names = (figure.frames ?? []).map(frame => frame.name);
+    const at = {mode: "immediate", frame: {duration: 0, redraw: false}, transition: {duration: 0}};
+    follow(plot, name => {
+      const shown = name ?? names[plot._fullLayout.sliders?.[0]?.active];
+      if (names.includes(shown)) Plotly.animate(plot, [shown], at);
+    });
     await new Promise(resolve => setTimeout(resolve));
   }
   for (const medium of [dark, narrow])

@@ -6,6 +6,21 @@ async function unpack(source) {
   script.textContent = await new Response(stream).text();
   document.head.append(script);
 }
+/* What a figure's toolbar offers: a PNG or an SVG of it, made in the page; nothing leaves for a cloud. */
+function toolbar() {
+  const click = plot => Plotly.downloadImage(plot, {format: "svg", filename: "figure"});
+  const svg = {name: "svg", title: "Download plot as SVG", icon: Plotly.Icons.disk, click};
+  return {responsive: true, displaylogo: false, showSendToCloud: false, toImageButtonOptions: {scale: 2},
+    modeBarButtonsToAdd: [svg]};
+}
+/* A round under the mouse in one panel is shown in all: `show` takes its name, or null when the mouse has left. */
+function follow(plot, show) {
+  plot.on("plotly_hover", ({points}) => {
+    const point = points.find(({xaxis}) => xaxis._id === "x2");
+    if (point) show(String(Math.round(point.x)));
+  });
+  plot.on("plotly_unhover", () => show(null));
+}
 /* Figures follow the reader's theme; a print stays light. */
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const night = {"#222222": "#e8e6e3", "#777777": "#aaa7a2", "#dddddd": "#3c4046", "#ffffff": "#16181c",
