@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -23,6 +26,7 @@ from typer.testing import CliRunner
 from xgblora_lab import cli
 from xgblora_lab.course import gallery as gallery_room
 from xgblora_lab.course import serve, sources
+from xgblora_lab.course.site import PACK
 
 SOURCE = """\
 # %% [markdown]
@@ -67,10 +71,15 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["open", "run", "race", "report", "gallery"])
+COMMANDS = ["open", "run", "race", "report", "gallery", "playground"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     overview = CliRunner().invoke(cli.app, ["--help"]).output
-    assert command in overview
+    (line,) = re.findall(rf"^  {command} +(.+)", overview, flags=re.MULTILINE)
+    assert line.endswith(".")
+    assert not line.endswith("...")  # click cuts what is too long
     assert (
         "Usage: xgblora-lab"
         in CliRunner().invoke(cli.app, [command, "--help"], prog_name="xgblora-lab").output
@@ -78,6 +87,81 @@ def test_every_command_explains_itself(command: str) -> None:
     parameters = typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
     assert parameters
     assert all(len(parameter.help) > 10 for parameter in parameters)
+
+
+CHEAP = {  # what an example is given besides, so that it takes little; the last of an option counts
+    "race": ["--steps=2", "--trials=1", "--seeds=1", "--batch-size=2", "--limit=4", "--workers=1"],
+}
+AT_MOST = {"race": ["--max-length=16", "--methods=xgblora,lora:r=1"]}
+
+
+def test_every_example_of_the_help_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(sources.folder(), tmp_path / "notebooks")
+    monkeypatch.setattr(sources, "folder", lambda: tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    opened: list[Path] = []
+    monkeypatch.setattr(cli, "_jupyterlab", lambda path, *rest: opened.append(path))
+    for command in COMMANDS:
+        text = typer.main.get_command(cli.app).commands[command].help  # type: ignore[attr-defined]
+        (example,) = re.findall(r"^Example: xgblora-lab (.+)$", text, flags=re.MULTILINE)
+        assert example.split()[0] == command
+        given = [*example.split(), *CHEAP.get(command, []), *AT_MOST.get(command, [])]
+        done = CliRunner().invoke(cli.app, given)
+        assert done.exit_code == 0, (example, done.output, done.exception)
+    assert [path.stem for path in opened] == ["02_one_transformer"]
+    for name in (
+        "runs/01_one_matrix.html",
+        "runs/first-race/race.json",
+        "slides.html",
+        "site/02_one_transformer.html",
+    ):
+        assert (tmp_path / name).is_file(), name
+    check_site(tmp_path / "site")
+    wrong = CliRunner().invoke(cli.app, ["run", "01", "-p", "rounds=8"])  # what a help once said
+    assert "has no parameter rounds" in str(wrong.exception)
+
+
+def check_site(site: Path) -> None:
+    """One page leads to everything, and nothing on the site is fetched from elsewhere."""
+    first = (site / "index.html").read_text(encoding="utf-8")
+    for page in (
+        "playground/index.html",
+        "reference/index.html",
+        "teachers/index.html",
+        "02_one_transformer.html",
+    ):
+        assert f'href="{page}"' in first
+        text = (site / page).read_text(encoding="utf-8")
+        assert not re.findall(
+            r"""<(?:script|img|iframe|link)[^>]+(?:src|href)=["'](?!data:|#)\w+://""", text
+        ), page
+    assert "Bench.rewind" in (site / "reference" / "xgblora_lab.html").read_text(encoding="utf-8")
+    with zipfile.ZipFile(site / "teachers" / PACK) as pack:
+        assert pack.namelist()[:2] == ["README.md", "00_start_here.ipynb"]
+        assert b"For instructors" in pack.read("README.md")
+
+
+def cut(whole: Path, home: Path) -> None:
+    """Copies of the notebooks that end with their parameters."""
+    for path in [*whole.glob("0[0-2]*.ipynb"), *whole.glob("instructor/0[0-2]*.ipynb")]:
+        notebook = nbformat.read(path, as_version=4)
+        tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+        end = next(i for i, found in enumerate(tags) if "parameters" in found) + 1
+        notebook.cells = [
+            cell
+            for cell in notebook.cells[:end]
+            if cell.cell_type == "markdown" or "parameters" in cell.metadata.get("tags", [])
+        ]
+        target = home / path.relative_to(whole)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
+    shutil.copyfile(whole / "instructor" / "README.md", home / "instructor" / "README.md")
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_XGBLORA_LAB_COMPLETE": "complete_bash", "COMP_WORDS": "xgblora-lab ra", "COMP_CWORD": "1"}
+    done = CliRunner().invoke(cli.app, [], env=asked, prog_name="xgblora-lab")
+    assert done.output.split() == ["race"]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -122,6 +206,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["gallery", "-n", "seven"], "seven is neither a file"),
         (["race", "--lrs", "1e-3,fast"], "'fast' is no learning rate"),
         (["race", "--workers", "0"], "--workers is a number of processes, at least 1"),
+        (["race", "--data", "nosuch.csv", "--workers", "1"], "There is no file or folder 'nosuch.csv'"),
         (["report", "."], "No run in .: it holds neither race.json nor history.jsonl."),
     ],
 )
@@ -235,13 +320,20 @@ def test_open_takes_a_folder_of_notebooks_but_none_of_the_system(
 
 
 def test_a_gallery_of_chosen_notebooks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(gallery_room, "gallery", lambda out, paths, **options: asked.append(paths) or out)
+    asked, parts = [], []
+
+    def record(out: Path, paths: list[Path], **options: Any) -> Path:
+        asked.append(paths)
+        parts.append([part.name for part in options["parts"]])
+        return out
+
+    monkeypatch.setattr(gallery_room, "gallery", record)
     own = here / "own.ipynb"
     own.write_bytes(sources.find("2").read_bytes())
     assert call(monkeypatch, "gallery", "site", "-n", "2", "--notebook", str(own)) == 0
-    assert call(monkeypatch, "gallery", "site") == 0
+    assert call(monkeypatch, "gallery", "site", "--lessons") == 0
     assert asked == [[sources.folder() / "instructor" / "02_second.ipynb", own], None]
+    assert parts == [["playground", "reference", "teachers"], []]
 
 
 def fetch(address: str, tries: int = 60) -> bytes:

@@ -727,6 +727,8 @@ def test_a_figure_is_saved_as_a_page_and_says_what_an_image_needs(
     figure.save(tmp_path / "loss.html")
     page = (tmp_path / "loss.html").read_text(encoding="utf-8")
     assert '"showSendToCloud": false' in page
+    assert "Plotly.downloadImage(plot" in page
+    assert "{plot_id}" not in page
     monkeypatch.setattr(go.Figure, "to_image", lambda self, **options: options["format"].encode())
     figure.save(tmp_path / "loss.svg")
     assert (tmp_path / "loss.svg").read_bytes() == b"svg"
@@ -735,9 +737,7 @@ def test_a_figure_is_saved_as_a_page_and_says_what_an_image_needs(
         raise ValueError("Kaleido requires Google Chrome to be installed.")
 
     monkeypatch.setattr(go.Figure, "to_image", missing)
-    with pytest.raises(
-        RuntimeError, match=r"needs kaleido .+ save a page \(loss\.html\), or press the camera"
-    ):
+    with pytest.raises(RuntimeError, match=r"needs kaleido .+ save a page \(loss\.html\): its buttons save"):
         figure.save(tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
     with pytest.raises(ValueError, match=r"loss\.gif ends in neither"):

@@ -12,6 +12,7 @@ from xgblora_lab.course import sources
 from xgblora_lab.course.execute import NotebookError
 from xgblora_lab.course.gallery import broken_links, gallery
 from xgblora_lab.course.lesson import Lesson, lesson
+from xgblora_lab.course.site import Part
 
 HEAD = """\
 # One & one
@@ -50,16 +51,19 @@ def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
         tmp_path / "01_one.ipynb", HEAD, "Go on with [the next](02_two.ipynb#What-is-left).", code=FIGURE
     )
     two = write(tmp_path / "02_two.ipynb", "# Two\n\n## What is left", "Back to [the first](01_one.ipynb).")
-    index = gallery(tmp_path / "site", [one, two], profile="ci", progress=False)
+    part = Part("play", "Play & learn", "It moves.", lambda out: write(out.with_suffix(".html"), "# Play"))
+    index = gallery(tmp_path / "site", [one, two], profile="ci", progress=False, parts=[part])
     assert sorted(path.name for path in index.parent.iterdir()) == [
         "01_one.html",
         "02_two.html",
         "index.html",
+        "play.html",
     ]
     page = index.read_text(encoding="utf-8")
     assert (
         '<a href="01_one.html">One &amp; one</a></td><td>What is one and one?</td><td>About 5 minutes' in page
     )
+    assert '<a href="play.html">Play &amp; learn</a></dt><dd>It moves.' in page
     assert page.index("01_one.html") < page.index("02_two.html")
     first = (index.parent / "01_one.html").read_text(encoding="utf-8")
     assert 'class="plot plotly-graph-div"' in first

@@ -7,14 +7,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import axe_playwright_python
 import nbformat
 import pytest
 from synthetic import history, race
 
 from xgblora_lab import figures
+from xgblora_lab.course.gallery import gallery
 from xgblora_lab.course.pages import to_html
+from xgblora_lab.course.site import Part
 from xgblora_lab.report import report, slides
 
+COLUMNS = """() => [...document.querySelectorAll(".js-plotly-plot")].map(plot => {
+  const layout = plot._fullLayout, axes = Object.keys(layout).filter(key => /^xaxis/.test(key));
+  return new Set(axes.map(key => layout[key].domain[0])).size;
+})"""
+COLLISIONS = """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot => {
+  const box = part => part.getBoundingClientRect();
+  const legend = plot.querySelector(".legend"), titles = plot.querySelectorAll("[class^=g-x], [class^=g-y]");
+  const over = (a, b) => a.width && b.width && a.left < b.right - 1 && b.left < a.right - 1
+    && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  const cut = title => box(title).right > box(plot).right + 1 || box(title).left < box(plot).left - 1;
+  const wrong = title => cut(title) || legend && over(box(legend), box(title));
+  return [...titles].filter(wrong).map(title => title.textContent);
+})"""
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 EVIL = "<img src=x onerror=\"document.title='attacked'\"><script>document.title='attacked'</script>*_`$a$"
 
@@ -31,7 +47,9 @@ def notebook_page(label: str = "xgblora", spoilt: bool = False) -> str:
     words = new.new_output("display_data", {"text/markdown": shown[-1]["text/markdown"]})
     long = "a_name_that_does_not_fit = " + "1 + " * 60 + "1"
     cells = [
-        new.new_markdown_cell("# A lesson\n\n*What is it?*"),
+        new.new_markdown_cell(
+            "# A lesson\n\n*What is `it`?* See [there](#A-lesson).\n\n| a | b |\n|---|---|\n| `c` | d |"
+        ),
         new.new_code_cell(long, outputs=[plot, words]),
     ]
     if spoilt:
@@ -55,7 +73,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     run = history(rounds=8, label=EVIL, data=EVIL)
     (folder / "notebook.html").write_text(notebook_page(EVIL, spoilt=True), encoding="utf-8")
+    part = Part("a", "A part", "It is here.", lambda out: report(run, out.with_suffix(".html")))
     return {
+        "index": gallery(folder / "site", [], parts=[part]),
         "report": report([run, *race(seeds=1)], folder / "report.html"),
         "slides": slides(run, folder / "slides.html"),
         "notebook": folder / "notebook.html",
@@ -63,7 +83,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["report", "slides", "notebook"])
+@pytest.mark.parametrize("name", ["report", "slides", "notebook", "index"])
 def test_no_script_from_outside_runs_and_the_page_fits(
     pages: dict[str, Path], browser: Any, name: str
 ) -> None:
@@ -75,6 +95,10 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfinished", lambda request: asked.append(request.url.partition(":")[0]))
     page.goto(pages[name].as_uri())
+    if name == "index":
+        assert violations(page) == []
+        context.close()
+        return
     page.locator(".plot .main-svg").last.wait_for(state="attached", timeout=120_000)
     assert set(asked) <= {"file", "data", "blob"}
     assert asked.count("file") == 1
@@ -86,6 +110,9 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     )
     assert _light(ink) < 60 < 180 < _light(paper)
     assert _light(page.locator(".plot svg.main-svg").first.evaluate("e => e.style.background")) < 60
+    assert violations(page) == []
+    assert set(page.evaluate(COLUMNS)) == {1}  # panels stand one below the other
+    assert page.evaluate(COLLISIONS) == []
     ARTIFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"{name}-390-dark.png", full_page=True)
     page.set_viewport_size({"width": 1280, "height": 720})
@@ -95,13 +122,25 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     while "22, 24, 28" in paint.evaluate("e => e.style.background") and time.monotonic() < deadline:
         page.wait_for_timeout(100)
     assert "22, 24, 28" not in paint.evaluate("e => e.style.background")
+    assert name == "notebook" or max(page.evaluate(COLUMNS)) > 1
     page.screenshot(path=ARTIFACTS / f"{name}-1280.png", full_page=True)
+    assert violations(page) == []
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img class=wrong src=data:,>')")
+    assert violations(page) != []  # axe sees what is wrong
+    page.evaluate("document.querySelector('.wrong').remove()")
     page.emulate_media(color_scheme="dark")
     if name == "slides":
         printed = page.pdf()
         count = page.locator(".slide").count()
         assert len(re.findall(rb"/Type\s*/Page\b", printed)) == count
     context.close()
+
+
+def violations(page: Any) -> list[tuple[str, list[str]]]:
+    """What axe finds on the page."""
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run().then(r => r.violations)")
+    return [(rule["id"], [node["html"][:300] for node in rule["nodes"]]) for rule in found]
 
 
 def _light(colour: str) -> float:

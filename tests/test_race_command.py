@@ -8,8 +8,11 @@ import pytest
 from tiny import save_tiny, tiny_llama
 from typer.testing import CliRunner
 
+from xgblora_lab.bench.records import History
 from xgblora_lab.cli import app
 from xgblora_lab.methods import METHODS
+from xgblora_lab.racing import cells
+from xgblora_lab.racing.cells import Cell
 from xgblora_lab.racing.race import Race
 
 pytestmark = pytest.mark.long
@@ -49,3 +52,28 @@ def test_processes_share_the_runs_and_the_table_is_the_same(tmp_path: Path) -> N
             one[column].astype(float).tolist(), rel=1e-3
         )
     assert (two["peak parameters"] == one["peak parameters"]).all()
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_race_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, trained = cells.train, []
+
+    def interrupted(cell: Cell, own_copy: bool = False) -> History:
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(str(cell))
+        return whole(cell, own_copy)
+
+    command = ["race", *SHORT, "--methods", "xgblora,lora:r=2", "--data", "planted", "--workers", "1"]
+    monkeypatch.setattr(cells, "train", interrupted)
+    stopped = CliRunner().invoke(app, command)
+    assert stopped.exit_code == 130
+    assert "Stopped. Finished runs in runs/race: 1. Give the same command again" in stopped.output
+    trained[:] = []
+    monkeypatch.setattr(cells, "train", lambda *given: trained.append(str(given[0])) or whole(*given))
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert [name for name in trained if name.startswith("lora") and "watched" not in name]
+    assert not [name for name in trained if name.startswith("xgblora") and "watched" not in name]
+    assert max(map(len, done.output.splitlines())) <= 100
+    assert "All columns: runs/race/table.md" in done.output.replace("\\", "/")

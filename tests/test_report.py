@@ -267,6 +267,17 @@ def test_a_browser_scrubs_the_page_from_the_file_system(tmp_path: Path, browser:
     assert before != after
     assert after[-1] == pytest.approx([run[7].probe_after])
     assert spectrum.count() == 1
+    hovered = "(plot, x) => plot.emit('plotly_hover', {points: [{x, xaxis: {_id: 'x2'}}]})"
+    page.evaluate(f"plot => ({hovered})(plot, 3)", plot.element_handle())
+    assert page.locator("output").inner_text() == figures.spectrum(run).frame_texts[3]
+    assert slider.input_value() == "7"
+    page.evaluate("plot => plot.emit('plotly_unhover', {})", plot.element_handle())
+    assert page.locator("output").inner_text() == said
+    plot.hover()
+    with page.expect_download() as saved:
+        plot.locator("[data-title='Download plot as SVG']").click()
+    saved.value.save_as(tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_text(encoding="utf-8").startswith("<svg")
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("document.querySelector('input[type=range]').value === '11'")
     artifacts = Path(__file__).resolve().parent.parent / "artifacts"

@@ -6,6 +6,8 @@ import asyncio
 import json
 import math
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -302,6 +304,16 @@ def test_the_first_look_is_ready_to_press() -> None:
     assert "Round 0 (1 of 3 planned)" in stepper.text
     assert "Beside it LoRA of rank 4 after 60 steps" in stepper.text
     assert len(shown(stepper)) == 1
+
+
+def test_the_first_look_loads_what_it_needs_and_no_more() -> None:
+    code = (
+        "import sys\nfrom xgblora_lab import first_look\nlook = first_look()\nlook.next_round()\n"
+        "names = {'torch', 'transformers', 'datasets', 'peft', 'sklearn', 'scipy', 'torch._dynamo', 'lark'}\n"
+        "print(look.text[:7], sorted(names & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "Round 0 ['torch']\n"  # lark compiles the grammar that `figures` leaves out
 
 
 def test_a_piece_without_a_kernel_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

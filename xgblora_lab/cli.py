@@ -18,10 +18,9 @@ from xgblora_lab import cli_race
 
 app = typer.Typer(
     name="xgblora-lab",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 _options = {"traceback": False}
 
@@ -82,6 +81,8 @@ def open_(
 ) -> None:
     """Start JupyterLab on the notebooks, with the first one open.
 
+    Example: xgblora-lab open 2
+
     The notebooks are copied to ./xgblora-notebooks first; what is already there is yours and stays as it is.
     Stop it with Ctrl-C.
     """
@@ -129,7 +130,7 @@ def run(
 ) -> None:
     """Execute a notebook from top to bottom and keep the result.
 
-    Example: xgblora-lab run 01 -p rounds=8 --html
+    Example: xgblora-lab run 01 --profile ci -p seed=1 --html
 
     An unknown parameter, a value of the wrong type, a cell that takes too long and a hidden error (in a
     widget, a task, a thread, a shell command, a captured or logged traceback) each end the run with a
@@ -178,7 +179,9 @@ def report(
     ] = None,
     format_: Annotated[ImageFormat, typer.Option("--format", help="Kind of the images.")] = ImageFormat.png,
 ) -> None:
-    """Write a run or a race as one page that opens by double click and scrubs without a kernel.
+    """Write a run or a race as one page that needs no network.
+
+    It opens by double click, and its figures scrub without a kernel.
 
     Example: xgblora-lab report runs/first-race -o slides.html --slides
     """
@@ -199,7 +202,7 @@ def report(
 
 @app.command()
 def gallery(
-    out: Annotated[Path, typer.Argument(help="Folder for the pages and their index.")] = Path("gallery"),
+    out: Annotated[Path, typer.Argument(help="Folder for the site.")] = Path("gallery"),
     notebook: Annotated[
         list[str] | None,
         typer.Option("--notebook", "-n", help="Only this one, by number, name or path; repeatable."),
@@ -208,25 +211,35 @@ def gallery(
         Profile, typer.Option(help="Size of the runs: ci, laptop (as the notebooks stand), classroom.")
     ] = Profile.laptop,
     timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600,
+    lessons: Annotated[
+        bool, typer.Option("--lessons", help="The notebooks' pages and their index alone.")
+    ] = False,
 ) -> None:
-    """Execute every notebook, solutions included, to pages with an index, and check their links.
+    """Make the site: lessons, playground, reference, teacher's pack.
 
-    Example: xgblora-lab gallery site --profile ci -n 01 -n 02
+    Example: xgblora-lab gallery site --profile ci -n 02
+
+    Every notebook is executed, solutions included, and becomes a page. An index leads to all of it, and every
+    link is checked. Publish the folder, or open its index.html by double click: nothing is fetched.
     """
     from xgblora_lab.course.gallery import gallery as gallery_
     from xgblora_lab.course.gallery import solved
+    from xgblora_lab.course.site import PARTS
 
     paths = [solved(name) for name in notebook] if notebook else None
     if profile is Profile.ci:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    typer.echo(f"Gallery: {gallery_(out, paths, profile=profile.value, timeout=timeout)}")
+    made = gallery_(out, paths, profile=profile.value, timeout=timeout, parts=() if lessons else PARTS)
+    typer.echo(f"Gallery: {made}")
 
 
 @app.command()
 def playground(
     out: Annotated[Path, typer.Argument(help="Folder for the page, index.html.")] = Path("playground"),
 ) -> None:
-    """Write a page on which boosting rounds run in the browser; it needs no server and no network.
+    """Write a page on which boosting rounds run in the browser.
+
+    It needs no server and no network: open it by double click, or publish the folder.
 
     Example: xgblora-lab playground site/playground
     """

@@ -87,12 +87,13 @@ def race(
         Path, typer.Option(help="Folder for the table and the histories; an interrupted race goes on there.")
     ] = Path("runs/race"),
 ) -> None:
-    """Race several methods over the same data, order and number of steps; print one row per method.
+    """Race several methods over the same data, in the same order.
 
     Every method has the same number of trials over its own knobs, chosen by the score on dev; then it runs
     with several seeds. The table says who is ahead of LoRA, who is behind, and what cannot be told, and shows
     peak and total trainable parameters, time and optimizer memory beside the scores. The defaults are a first
-    look in minutes; a race that decides takes more steps and seeds.
+    look in minutes; a race that decides takes more steps and seeds. Ctrl-C stops it; the same command goes
+    on. Table, settings and histories are in the folder --out.
 
     Example: xgblora-lab race --methods xgblora,lora:r=8,full --steps 200 --out runs/first-race
     """
@@ -106,32 +107,42 @@ def race(
         "metric": metric,
         "spectrum": spectrum,
     }
+    from xgblora_lab.cli_live import print_result, shown
     from xgblora_lab.racing.processes import workers as workers_
     from xgblora_lab.racing.race import race as race_
 
-    with workers_(workers) as executor:
-        result = race_(
-            model,
-            data,
-            methods if methods == "all" else [method.strip() for method in methods.split(",")],
-            lrs=grid,
-            trials=trials,
-            seeds=seeds,
-            steps=steps,
-            steps_per_round=steps_per_round,
-            schedule=schedule,
-            warmup=warmup,
-            batch_size=batch_size,
-            targets=[target.strip() for target in targets.split(",")] if "," in targets else targets,
-            limit=limit,
-            watch=_spectra,
-            precision=precision.value,
-            out=out,
-            executor=executor,
-            **{name: value for name, value in named.items() if value is not None},
+    try:
+        with workers_(workers) as executor, shown(getattr(executor, "count", 1)) as progress:
+            result = race_(
+                model,
+                data,
+                methods if methods == "all" else [method.strip() for method in methods.split(",")],
+                lrs=grid,
+                trials=trials,
+                seeds=seeds,
+                steps=steps,
+                steps_per_round=steps_per_round,
+                schedule=schedule,
+                warmup=warmup,
+                batch_size=batch_size,
+                targets=[target.strip() for target in targets.split(",")] if "," in targets else targets,
+                limit=limit,
+                watch=_spectra,
+                precision=precision.value,
+                out=out,
+                executor=executor,
+                progress=progress,
+                **{name: value for name, value in named.items() if value is not None},
+            )
+    except KeyboardInterrupt:
+        kept = len(list((out / "runs").glob("*.json")))
+        typer.echo(
+            f"Stopped. Finished runs in {out}: {kept}. Give the same command again, and the race goes on.",
+            err=True,
         )
-    typer.echo(str(result))
-    typer.echo(f"Table, settings and histories: {out}")
+        raise typer.Exit(130) from None
+    print_result(result)
+    typer.echo(f"All columns: {out / 'table.md'}; for the figures: xgblora-lab report {out} -o race.html")
 
 
 def _spectra() -> list[Hook]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +13,7 @@ from xgblora_lab.course import sources
 from xgblora_lab.course.execute import check_timeout, run_notebook
 from xgblora_lab.course.lesson import lesson
 from xgblora_lab.course.parameters import parameters_of
+from xgblora_lab.course.site import Part
 from xgblora_lab.files import write_text
 from xgblora_lab.report.offline import ICON, policy
 
@@ -24,6 +25,7 @@ def gallery(
     profile: str = "laptop",
     timeout: float = 600,
     progress: bool = True,
+    parts: Sequence[Part] = (),
 ) -> Path:
     """Execute notebooks, write a page for each and an index of them, and check every link.
 
@@ -39,6 +41,8 @@ def gallery(
         Seconds that each cell may take.
     progress : bool, default True
         Show a bar over each notebook's cells.
+    parts : sequence of Part
+        What else stands on the site, each in a folder of its own.
 
     Returns
     -------
@@ -75,10 +79,13 @@ def gallery(
         run = run_notebook(path, values, html=page, timeout=timeout, progress=progress)
         write_text(page, _linked(page.read_text(encoding="utf-8"), names))
         rows.append((page.name, about, run.seconds))
+    made = [(part, part.make(out / part.name).relative_to(out).as_posix()) for part in parts]
     index = out / "index.html"
     templates = Environment(loader=PackageLoader("xgblora_lab.course"), autoescape=True)
-    write_text(index, templates.get_template("gallery.html").render(rows=rows, icon=ICON, policy=policy([])))
-    if broken := broken_links([index, *(out / f"{name}.html" for name in names)]):
+    first = templates.get_template("gallery.html").render(rows=rows, parts=made, icon=ICON, policy=policy([]))
+    write_text(index, first)
+    pages = [index, *(out / f"{name}.html" for name in names), *(out / page for _, page in made)]
+    if broken := broken_links(pages):
         raise ValueError(f"Broken links in the gallery {out}: {'; '.join(broken)}.")
     return index
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from xgblora_lab.report.offline import ICON, plotly_js, policy, script
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 VIEW = "application/vnd.jupyter.widget-view+json"
 _FIGURE = "application/vnd.plotly.v1+json"
 _INTERACTIVE = "An interactive piece stands here when the notebook runs in a live kernel."
+_AWAY = re.compile(r"!\[([^\]]*)\]\(https?://[^)]+\)")  # a picture from elsewhere, a badge: its words stay
 # JupyterLab's page without the scripts that it would fetch; `resources` hold what is ours
 _TEMPLATE = """\
 {%- extends 'lab/index.html.j2' -%}
@@ -35,12 +37,13 @@ _TEMPLATE = """\
 """
 
 
-def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
+def to_html(notebook: NotebookNode, title: str = "notebook", about: str = "") -> str:
     """Return the notebook as one page, on which one packed copy of plotly.js draws every plotly figure.
 
     A progress bar shows its last state only. A widget needs a kernel, so a sentence stands in its place. What
-    is collapsed in a notebook is left out. The page fetches nothing: formulas stay in TeX. A content-security
-    policy lets no script run but the one that draws the figures, whatever the outputs hold.
+    is collapsed in a notebook is left out. The page fetches nothing: formulas stay in TeX, and of a picture
+    that lies elsewhere the words stay. A content-security policy lets no script run but the one that draws
+    the figures, whatever the outputs hold.
 
     Parameters
     ----------
@@ -48,6 +51,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
         An executed notebook; it is left as it is.
     title : str
         Title of the page in the browser.
+    about : str, optional
+        What a search engine shows of the page; default, that it is a lesson.
     """
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -56,6 +61,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
     without_views(page)
     drawn = False
     for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _AWAY.sub(r"\1", cell.source)
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata["transient"] = {"remove_source": True}  # nbconvert's word for it
         for out in cell.get("outputs", []):
@@ -67,7 +74,7 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
     resources = {
         "metadata": {"name": title},
         "policy": policy([drawing] if packed else [], packed),
-        "description": f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
+        "description": about or f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
         "icon": ICON,
         "style": _STYLE,
         "plotly": packed.base64 if packed else "",
@@ -81,7 +88,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
 
 _STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --jp-layout-color0: #16181c;
-  --jp-layout-color1: #16181c; --jp-cell-editor-background: #22252b; --jp-content-font-color0: #fff;
+  --jp-layout-color1: #16181c; --jp-layout-color2: #2a2d33;
+  --jp-cell-editor-background: #22252b; --jp-content-font-color0: #fff;
   --jp-content-font-color1: #e8e6e3; --jp-content-font-color2: #c4c1bc; --jp-ui-font-color1: #e8e6e3;
   --jp-mirror-editor-keyword-color: #7ec699; --jp-mirror-editor-string-color: #f0a08a;
   --jp-mirror-editor-comment-color: #8fb3b3; --jp-mirror-editor-operator-color: #d7a8ff;
@@ -90,7 +98,9 @@ _STYLE = """
   --jp-content-link-color: #79b8ff; --jp-rendermime-table-row-background: #22252b;
   --jp-border-color1: #3c4046;
   --jp-rendermime-error-background: #4a2526; --jp-cell-editor-border-color: #3c4046; } }
+.jp-InputPrompt, .jp-OutputPrompt { opacity: 1 !important; color: var(--jp-content-font-color1) !important; }
 .plot { min-height: 280px; } pre { white-space: pre-wrap; }
+.jp-RenderedHTMLCommon a:not(.anchor-link) { text-decoration: underline !important; }
 pre, .jp-RenderedHTMLCommon { overflow-wrap: anywhere; }
 .jp-OutputArea-output, .jp-InputArea-editor, .highlight { min-width: 0; max-width: 100%; overflow-x: auto; }
 @media (max-width: 600px) { body.jp-Notebook { padding: 0.4rem; } .jp-Cell { padding: 2px; }
@@ -105,7 +115,7 @@ def _plot(figure: Any) -> str:
     height = figure.get("layout", {}).get("height", 450)
     title = figure.get("layout", {}).get("title", "")
     said = html.escape(str(title.get("text", "") if isinstance(title, dict) else title) or "A figure")
-    look = f'role="img" aria-label="{said}" style="height:{float(height):g}px"'
+    look = f'role="group" aria-label="{said}" style="height:{float(height):g}px"'
     return (
         f'<div class="plot plotly-graph-div" {look}></div>'
         f'<script type="application/json" class="figure">{data}</script>'

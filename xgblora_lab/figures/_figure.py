@@ -19,17 +19,47 @@ from xgblora_lab.files import replaced, write_text
 # The camera in the toolbar saves a PNG of twice the size; nothing leaves for a cloud.
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "toImageButtonOptions": {"scale": 2}}
 
+# On a saved page; plotly puts the figure's place into {plot_id}.
+_BUTTONS = """\
+const plot = document.getElementById("{plot_id}"), row = document.createElement("p");
+for (const format of ["png", "svg"]) {
+  const button = document.createElement("button");
+  button.textContent = `Save as ${format.toUpperCase()}`;
+  const image = {format, filename: "figure", scale: format === "png" ? 2 : 1};
+  button.onclick = () => Plotly.downloadImage(plot, image);
+  row.append(button, " ");
+}
+plot.after(row);"""
+
+
+def renderers() -> Any:
+    """What displays plotly's figures, without a second or more for a grammar of addresses.
+
+    plotly asks for nbformat, nbformat for jsonschema, and that compiles the grammar to check a kind of text
+    that a figure does not have.
+    """
+    grammar = "rfc3987_syntax"
+    absent = grammar not in sys.modules
+    if absent:
+        sys.modules[grammar] = None  # type: ignore[assignment]  # to an import: it is not installed
+    try:
+        from plotly.io import renderers as found
+    finally:
+        if absent:
+            del sys.modules[grammar]
+    return found
+
 
 def keep_at_home() -> None:
     """Take the button that sends a figure to a cloud off every plotly figure that this process displays."""
-    from plotly.io import renderers
-
-    for name in renderers:
-        config = getattr(renderers[name], "config", None)
+    found = renderers()
+    for name in found:
+        config = getattr(found[name], "config", None)
         if isinstance(config, dict):
             config.update(CONFIG)
 
 
+renderers()
 if "ipykernel" in sys.modules:  # a notebook, in which figures are displayed that are not ours
     keep_at_home()
 
@@ -102,7 +132,7 @@ class Figure:
         ----------
         path : str or Path
             Its ending says the kind: `.png`, `.svg` or `.pdf`, which need the package kaleido and Chrome; or
-            `.html`, a page that needs neither.
+            `.html`, a page that needs neither, and whose buttons save a PNG or an SVG.
 
         Raises
         ------
@@ -114,7 +144,8 @@ class Figure:
         path = Path(path)
         kind = path.suffix[1:].lower()
         if kind == "html":
-            write_text(path, self.plot.to_html(include_plotlyjs=True, config=CONFIG))
+            page = self.plot.to_html(include_plotlyjs=True, config=CONFIG, post_script=_BUTTONS)
+            write_text(path, page)
             return
         if kind not in ("png", "svg", "pdf"):
             raise ValueError(f"{path.name} ends in neither .png, .svg, .pdf nor .html: choose one of them.")
@@ -123,8 +154,8 @@ class Figure:
         except Exception as error:  # kaleido and its browser driver raise types of their own, by version
             raise RuntimeError(
                 f"{path.name} was not written: this needs kaleido (pip install kaleido) and Chrome or "
-                f"Chromium. Without them, save a page ({path.stem}.html), or press the camera above the "
-                f"figure for a PNG. ({error})"
+                f"Chromium. Without them, save a page ({path.stem}.html): its buttons save a PNG or an "
+                f"SVG. The camera above a figure saves a PNG. ({error})"
             ) from error
         with replaced(path) as partial:
             partial.write_bytes(image)

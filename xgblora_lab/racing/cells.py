@@ -21,6 +21,7 @@ from xgblora_lab.bench.hooks import Hook, Run, Stop
 from xgblora_lab.bench.records import History
 from xgblora_lab.files import plain, write_json
 from xgblora_lab.racing.identity import hook_names, short_digest
+from xgblora_lab.racing.progress import Progress
 from xgblora_lab.racing.tuning import Trial
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Cells:
                 "another folder for this one."
             )
 
-    def finish(self, cells: Sequence[Cell], bar: Any) -> list[History | None]:
+    def finish(self, cells: Sequence[Cell], progress: Progress) -> list[History | None]:
         """The histories of these cells, in their order; None for a failed one.
 
         Those finished before are read; a file that is cut or cannot be read is run again.
@@ -217,26 +218,24 @@ class Cells:
         """
         found: dict[str, History | None] = {}
         waiting = []
-        bar.total = (bar.total or 0) + len(cells)
+        progress.planned(cells)
         for cell in cells:
             history = self._read(cell)
             if history is None:
                 waiting.append(cell)
                 continue
             found[cell.name], self._any = history, True
-            bar.update()
+            progress.ended(cell, history, kept=True)
         for cell, result in self._trained(waiting):
             if isinstance(result, History):
                 self._keep(cell, result)
                 found[cell.name] = result
-                bar.write(_line(cell, result))
             else:
                 if not self._any and isinstance(result, REFUSALS):
                     raise result
                 found[cell.name] = None
                 self.failures[str(cell)] = f"{type(result).__name__}: {result}"
-                bar.write(f"{cell}: failed ({self.failures[str(cell)]})")
-            bar.update()
+            progress.ended(cell, result)
         return [found[cell.name] for cell in cells]
 
     def _trained(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, History | Exception]]:
@@ -338,11 +337,3 @@ def require_writable(folder: Path) -> None:
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(f"Nothing may be written into {place}; choose another folder.")
-
-
-def _line(cell: Cell, history: History) -> str:
-    if cell.share < 1:
-        return f"{cell}: loss {history.scores.get('early_loss', math.nan):.4g}"
-    score = history.scores.get("dev")
-    told = f"dev {history.settings.metric} {score:.4g} " if score is not None else ""
-    return f"{cell}: {told}({sum(r.seconds for r in history):.0f} s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -28,11 +29,9 @@ class Processes(Executor):
         self._pool = self._new()
 
     def _new(self) -> ProcessPoolExecutor:
-        import torch
-
         threads = max(1, (os.cpu_count() or 1) // self.count)
         context = multiprocessing.get_context("spawn")  # a forked torch may hang
-        return ProcessPoolExecutor(self.count, context, torch.set_num_threads, (threads,))
+        return ProcessPoolExecutor(self.count, context, _begin, (threads,))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As in any executor."""
@@ -46,6 +45,14 @@ class Processes(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in any executor."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _begin(threads: int) -> None:
+    """In a process of the pool: its share of the cores, and no word at Ctrl-C, of which the race tells."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ part in no choice.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from xgblora_lab.bench.records import History, short_name
 from xgblora_lab.methods import ALIASES, METHODS, Method, make_method
 from xgblora_lab.racing.cells import Cell, Cells, load_cell
 from xgblora_lab.racing.identity import data_digest, hook_names, model_digest
+from xgblora_lab.racing.progress import Bar, Progress
 from xgblora_lab.racing.result import Race
 from xgblora_lab.racing.ties import majority_score
-from xgblora_lab.racing.tuning import Trial, Tuned, plan, tune
+from xgblora_lab.racing.tuning import Trial, Tuned, ahead, plan, tune
 from xgblora_lab.tasks.limits import whole
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def race(
     precision: str | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
     **task_options: Any,
 ) -> Race:
     """Race methods against each other.
@@ -100,8 +101,8 @@ def race(
         Where the runs happen, any `concurrent.futures.Executor`: a `ProcessPoolExecutor`, or a Dask cluster's
         `Client.get_executor()`. Default: here, one after another. (Threads share torch's random generator, so
         that dropout is not repeatable in a `ThreadPoolExecutor`.)
-    progress : bool, default True
-        Show a bar, and a line for every finished run.
+    progress : bool or Progress, default True
+        Show a bar, and a line for every finished run; or who is told of the runs instead.
     **task_options
         Of data given by name.
 
@@ -164,20 +165,23 @@ def race(
     def watched(trial: Trial) -> Cell:
         return dataclasses.replace(cell(trial, 0), watch=watch)
 
-    with _bar(progress) as bar:
+    bar = closing(Bar(progress)) if isinstance(progress, bool) else nullcontext(progress)
+    with bar as shown:
+        again = seeds - 1 + (watch is not None)
+        shown.expects(ahead(plans, adapt) + again * len(plans))
 
         def run(chosen: Sequence[Trial], share: float) -> list[History | None]:
-            return cells.finish([cell(trial, 0, share) for trial in chosen], bar)
+            return cells.finish([cell(trial, 0, share) for trial in chosen], shown)
 
         tuned = tune(plans, run, adapt)
         best = [found.trials[found.best] for found in tuned.values() if found.best is not None]
         if not best:
             raise RuntimeError(f"Every run of the race failed. {_grouped(cells.failures)}")
         # Seed by seed, because a model that is given by name is loaded once for each.
-        further = cells.finish([cell(trial, seed) for seed in range(1, seeds) for trial in best], bar)
+        further = cells.finish([cell(trial, seed) for seed in range(1, seeds) for trial in best], shown)
         if watch is not None:
-            again = cells.finish([watched(trial) for trial in best], bar)
-            for label, history in zip([trial.label for trial in best], again, strict=True):
+            seen = cells.finish([watched(trial) for trial in best], shown)
+            for label, history in zip([trial.label for trial in best], seen, strict=True):
                 if history is not None:
                     tuned[label].runs[tuned[label].best or 0] = history
     found = _found(tuned, [h for h in further if h is not None])
@@ -226,7 +230,7 @@ def _free(method: Method, steps: int, said: set[str]) -> list[dict[str, Any]]:
         return [{}]
     found = []
     for knobs in free:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             dataclasses.replace(method, **knobs)
             found.append(knobs)
     return found or [{}]
@@ -264,14 +268,3 @@ def _grouped(failures: Mapping[str, str]) -> str:
         for reason, (cell, count) in first.items()
     ]
     return "; ".join(told)
-
-
-def _bar(progress: bool) -> Any:
-    from tqdm import tqdm
-
-    class Bar(tqdm):
-        def write(self, line: str) -> None:
-            if not self.disable:
-                tqdm.write(line)
-
-    return Bar(total=0, unit="run", disable=not progress)

@@ -157,6 +157,15 @@ def plan(label: str, method: Method, knobs: Sequence[Mapping[str, Any]], trials:
     return found
 
 
+def ahead(plans: Mapping[str, Sequence[Trial]], adapt: Iterable[str]) -> float:
+    """How many runs of the whole plan `tune` makes of these; those beside a best rate come on top."""
+    found, adapted = 0.0, set(adapt)
+    for label, trials in plans.items():
+        cut = label in adapted and len(trials) > LEAST
+        found += len(trials) * RUNG + max(LEAST, math.ceil(len(trials) * KEPT)) if cut else len(trials)
+    return found
+
+
 def tune(plans: Mapping[str, Sequence[Trial]], run: Run, adapt: Iterable[str] = ()) -> dict[str, Tuned]:
     """Run the trials of all methods and choose one of each.
 
@@ -176,7 +185,7 @@ def tune(plans: Mapping[str, Sequence[Trial]], run: Run, adapt: Iterable[str] = 
     found = {label: Tuned(list(trials)) for label, trials in plans.items()}
     adapted = set(adapt)
     going = {label: list(range(len(t.trials))) for label, t in found.items()}
-    short = {label: going[label] for label in found if label in adapted and len(going[label]) > 3}
+    short = {label: going[label] for label in found if label in adapted and len(going[label]) > LEAST}
     for label, runs in _each(found, short, run, RUNG).items():
         going[label] = _better(runs, max(LEAST, math.ceil(len(runs) * KEPT)))
     begun = dict.fromkeys(found, 0)

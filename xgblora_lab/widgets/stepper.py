@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib
 import math
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -81,7 +79,6 @@ class Stepper(Controls):
         super().__init__(bench, module, live)
         with self.guard():
             self.refresh()
-        _warm_up()
 
     # What the buttons do
 
@@ -339,12 +336,3 @@ class Stepper(Controls):
         if self._as_it_stands() is not self.bench.history:
             text += " The last round is drawn as the model is now, the others as they were measured."
         return text
-
-
-def _warm_up() -> None:
-    """In a notebook, load what the first round needs while the reader looks at the base model."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()

@@ -7,16 +7,16 @@ function draw(source) {
   layout.title.text = "";  // the heading above the plot says it
   layout.margin.t = layout.title.subtitle && layout.title.subtitle.text ? 70 : 46;
   if (plot.closest(".slide")) delete layout.height;  // the screen says it
-  const options = {responsive: true, displaylogo: false, showSendToCloud: false};
   function redraw(print) {
     const look = dark.matches && !print ? themed : structuredClone;
-    Plotly.react(plot, look(content.plot.data), fitted(look(layout), plot), options);
+    const figure = fitted({data: look(content.plot.data), layout: look(layout)}, plot);
+    Plotly.react(plot, figure.data, figure.layout, toolbar());
     if (axis && axis.selectedIndex > 0) Plotly.update(plot, ...content.axes[axis.selectedIndex]);
     if (range) show(+range.value);
   }
-  function show(i) {
-    const frame = content.frames[i], update = {};
-    range.value = i;
+  function show(i, kept = true) {
+    const frame = content.frames[i];
+    if (kept) range.value = i;
     words.textContent = content.texts[i];
     range.setAttribute("aria-valuetext", content.texts[i]);
     for (const key of ["x", "y"]) {
@@ -30,6 +30,10 @@ function draw(source) {
   redraw(false);
   if (axis) axis.addEventListener("change", () => Plotly.update(plot, ...content.axes[axis.selectedIndex]));
   if (!range) return;
+  const names = content.frames.map(frame => frame.name);
+  follow(plot, name => {
+    if (name === null || names.includes(name)) show(name === null ? +range.value : names.indexOf(name), false);
+  });
   let timer = null;
   function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
   range.addEventListener("input", () => { stop(); show(+range.value); });
@@ -47,7 +51,8 @@ function draw(source) {
     draw(source);
     await new Promise(resolve => setTimeout(resolve));  // the first picture shows before the last is drawn
   }
-  dark.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
+  for (const medium of [dark, narrow])
+    medium.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
   addEventListener("beforeprint", () => redraws.forEach(redraw => redraw(true)));
   addEventListener("afterprint", () => redraws.forEach(redraw => redraw(false)));
 })();

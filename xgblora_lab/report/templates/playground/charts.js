@@ -68,7 +68,8 @@ class LossChart extends Chart {
         if (at > low + 0.02 && at < high) powers.push([at, String(+(10 ** at).toPrecision(1))]);
       }
     }
-    const xs = [0, 1, 2, 3, 4].map(quarter => quarter * this.steps / 4).map(s => [s, String(s)]);
+    const parts = [4, 5, 3].find(n => this.steps % n === 0) ?? 1; // whole steps
+    const xs = Array.from({length: parts + 1}, (_, i) => i * this.steps / parts).map(s => [s, String(s)]);
     this.axes(xs, x, powers, y, this.xlabel);
     for (const [name, curve] of Object.entries(view.curves)) {
       this.paths[name] ??= node("path", {class: `line ${name}`}, this.marks);
