@@ -45,7 +45,19 @@ ROOMS = {
     "course": "sources parameters execute kernel watch watch_hooks hidden check lesson pages gallery serve",
 }
 # Beside the rooms: what all of them use, the lab model, and what stands on top.
-BESIDE = ("disk", "files", "store", "seeds", "stored", "export", "card", "lab_model", "cli_live", "cli_race", "cli")
+BESIDE = (
+    "disk",
+    "files",
+    "store",
+    "seeds",
+    "stored",
+    "export",
+    "card",
+    "lab_model",
+    "cli_live",
+    "cli_race",
+    "cli",
+)
 
 CORE = ("lowrank", "bench", "methods/base.py", "methods/xgblora.py", "methods/lora.py", "methods/full.py")
 USERS = ("xgblora_lab/racing/race.py race", "xgblora_lab/cli_race.py race")

@@ -223,9 +223,13 @@ def test_the_first_cell_moves_under_one_click(page: Any, lab: str) -> None:
     clicked = time.perf_counter()
     drawn(page, 1)
     picture = time.perf_counter() - clicked
-    parts = f"page and kernel {kernel - began:.1f} s, first cell {ready - kernel:.1f} s, click {picture:.1f} s"
+    parts = (
+        f"page and kernel {kernel - began:.1f} s, first cell {ready - kernel:.1f} s, click {picture:.1f} s"
+    )
     whole, load = ready - began + picture, ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"from the address to the moved spectrum {whole:.1f} s ({parts}; load {load}, {os.cpu_count()} cores)")
+    print(
+        f"from the address to the moved spectrum {whole:.1f} s ({parts}; load {load}, {os.cpu_count()} cores)"
+    )
     assert True in page.evaluate("window.seen")  # the round was said and the button off before it was trained
     status.filter(has_text="Round 0 (1 of 12 planned)").wait_for()
     page.wait_for_function(f"({FOCUS})() === 'Next round'")
