@@ -18,7 +18,7 @@ import IPython.display
 import nbformat
 import pytest
 import torch
-from ipywidgets.widgets.widget import _instances as instances
+from ipywidgets.widgets import widget
 from synthetic import history, race
 from toy import ToyTask
 
@@ -26,6 +26,10 @@ from xgblora_lab import Bench, Full, Hook, LoRA, Spectrum, XGBLoRA, figures, fir
 from xgblora_lab.bench.records import History
 from xgblora_lab.course.execute import hidden_errors
 from xgblora_lab.widgets import Canvas, RaceView, SpectrumExplorer, Stepper, canvas
+
+instances = getattr(
+    widget, "_instances", widget.Widget.__dict__.get("widgets")
+)  # since ipywidgets 8, and before
 
 
 class Broken(Hook):
@@ -318,7 +322,8 @@ def test_the_first_look_loads_what_it_needs_and_no_more() -> None:
 
 def test_a_piece_without_a_kernel_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(IPython.display, "display", lambda bundle, raw: shown.append(bundle))
+    for place in (IPython.display, widget):  # ipywidgets 7 shows itself
+        monkeypatch.setattr(place, "display", lambda bundle, raw: shown.append(bundle), raising=False)
     Stepper(small(), live=False)._ipython_display_()
     asleep, piece = shown
     assert "run this cell again" in asleep["text/html"]
@@ -500,8 +505,8 @@ def test_a_live_figure_that_does_not_come_to_life_is_drawn_plainly(monkeypatch: 
 def test_what_a_live_figure_sends_is_json() -> None:
     explorer = SpectrumExplorer(history(rounds=12), live=True)
     explorer.slider.value = 0
-    trait = canvas._live.traits()["_widget_data"]
-    sent = trait.metadata["to_json"](canvas._live._widget_data, canvas._live)
+    name = "_widget_data" if canvas._live.has_trait("_widget_data") else "_data"  # plotly 6, and 5
+    sent = canvas._live.traits()[name].metadata["to_json"](getattr(canvas._live, name), canvas._live)
     json.dumps(sent, allow_nan=False, default=lambda buffer: None)
 
 

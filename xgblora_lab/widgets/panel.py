@@ -48,9 +48,8 @@ class Panel(ipywidgets.VBox):
         self._words = ipywidgets.HTML(layout=WIDE)
         self._alert = ipywidgets.HTML(layout=WIDE)
         self._output = ipywidgets.Output()
-        self._details = ipywidgets.Accordion(
-            [self._output], titles=("Where it happened (traceback)",), layout={"display": "none"}
-        )
+        self._details = ipywidgets.Accordion([self._output], layout={"display": "none"})
+        self._details.set_title(0, "Where it happened (traceback)")
         look = ipywidgets.HTML(f"<style>{DARK}{FOCUS}</style>", layout={"display": "none"})
         parts = [look, *controls, self._words, self._alert, self._details, *canvases]
         care = _care()
@@ -65,7 +64,10 @@ class Panel(ipywidgets.VBox):
         display(
             {"text/html": ASLEEP, "text/plain": "Run this cell in a kernel to use what it shows."}, raw=True
         )
-        display(self._repr_mimebundle_(), raw=True)
+        if hasattr(self, "_repr_mimebundle_"):
+            display(self._repr_mimebundle_(), raw=True)
+        else:  # ipywidgets 7, as on Colab
+            super()._ipython_display_()
 
     def say(self, *lines: str) -> None:
         """Show lines of plain text; the first is the heading of what follows."""
