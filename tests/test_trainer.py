@@ -79,8 +79,9 @@ def trainer_of(folder, rows, model, callback, *, kind=InOrder, callbacks=(), **a
     )
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize(
+    ("kind", "accumulation"), [("causal-lm", 1), ("causal-lm", 2), ("classification", 2)]
+)
 def test_a_round_is_a_benchs_on_the_same_batches(kind, accumulation, tmp_path):
     bench = bench_of(kind)
     rows = rows_of(bench)
@@ -208,12 +209,20 @@ def test_evaluations_and_checkpoints_wait_for_a_rounds_end_and_a_run_goes_on_fro
 
     again = XGBLoRACallback(method)
     long_trainer(tmp_path, dropping(), again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
-    assert [r.losses for r in again.history] == [r.losses for r in whole.history]
+    losses = [r.losses for r in whole.history]
+    assert [r.losses for r in again.history] == losses
     assert [r.loss_after for r in again.history] == [r.loss_after for r in whole.history]
     assert equal(snapshot(again.bench.model), snapshot(whole.bench.model))
     figures.loss(again.history)
     again.bench.rewind(3), whole.bench.rewind(3)
     assert equal(snapshot(again.bench.model), snapshot(whole.bench.model))
+
+    # the same objects go on too, and write over the later checkpoints; at the end nothing is left to do
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert [r.losses for r in whole.history] == losses
+    with pytest.raises(ValueError, match="All 16 planned steps are done"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert [r.losses for r in whole.history] == losses
 
     # without its rounds the same checkpoint makes another curve: Trainer's own part is not enough
     (tmp_path / "checkpoint-12" / "xgblora").rename(tmp_path / "aside")
@@ -304,17 +313,17 @@ def test_a_hook_ends_the_training(tmp_path):
     assert len(callback.history) == 2
 
 
-@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": True}])
-def test_activation_checkpointing(kwargs, tmp_path):
-    plain = XGBLoRACallback(XGBLoRA(steps_per_round=3))
-    trainer_of(tmp_path, rows(), tiny.tiny_llama(), plain, max_steps=3).train()
-    callback = XGBLoRACallback(XGBLoRA(steps_per_round=3))
+def test_activation_checkpointing_changes_nothing(tmp_path):
     names = {f.name for f in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    arguments = {name: True, f"{name}_kwargs": kwargs, "max_steps": 3}
-    trainer = trainer_of(tmp_path, rows(), tiny.tiny_llama(), callback, **arguments)
-    trainer.train()
-    assert callback.history[0].losses == pytest.approx(plain.history[0].losses, rel=1e-5)
+    seen = []
+    for arguments in ({}, {name: True}, {name: True, f"{name}_kwargs": {"use_reentrant": True}}):
+        callback = XGBLoRACallback(XGBLoRA(steps_per_round=3))
+        trainer_of(tmp_path, rows(), tiny.tiny_llama(), callback, **arguments, max_steps=3).train()
+        seen.append(callback.history[0].losses)
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+    assert seen[2] == pytest.approx(seen[0], rel=1e-5)
+    assert seen[0][2] != seen[0][0]
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,13 @@ class Measure:
 
     def probe_loss(self) -> float:
         """Loss of the model as it is now on the probe batch; nan where there is none."""
-        if not self.probe_size:
-            return math.nan
         task, size = self.trainer.task, max(self.trainer.batch_size, 32)  # no graph, little memory
         if self._probe is None:
             split = "dev" if task.size("dev") else "train"
             rows = range(min(self.probe_size, task.size(split)))
             self._probe = [task.batch(split, rows[i : i + size]) for i in rows[::size]]
+        if not self._probe:
+            return math.nan
         self.trainer.model.eval()
         return self.trainer.loss(self._probe)
 

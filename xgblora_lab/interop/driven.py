@@ -64,9 +64,11 @@ class LoaderTask:
         return f"{self.size()} rows of {self.name}"
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        """Those rows through the loader's collator, which may draw at random."""
+        """Those rows through the loader's collator; one that draws at random draws the same each time."""
         loader = self.loaders[split]
-        rows = loader.collate_fn([loader.dataset[int(i)] for i in indices])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            rows = loader.collate_fn([loader.dataset[int(i)] for i in indices])
         return {k: v for k, v in rows.items() if isinstance(v, Tensor)}
 
     def weight(self, batch: Batch) -> int:

@@ -42,8 +42,9 @@ class XGBLoRACallback(TrainerCallback):
 
     Evaluations and checkpoints that fall inside a round wait for its end, so all of them are of a merged
     model that is on record. A checkpoint of Trainer's holds a folder `xgblora` more, as `bench.Checkpoint`
-    writes it; `trainer.train(resume_from_checkpoint=True)` goes on to the same curve. Where Trainer loads its
-    best model at the end, the bench goes back to that round.
+    writes it; `trainer.train(resume_from_checkpoint=True)` goes on to the same curve, if Trainer brings the
+    same batches (with a collator that masks at random it does not). Where Trainer loads its best model at the
+    end, the bench goes back to that round.
 
     Parameters
     ----------
@@ -172,8 +173,6 @@ class XGBLoRACallback(TrainerCallback):
         check_arguments(args, self.method, None)
         bench.check_open()
         self._task.bring("train", objects["train_dataloader"])
-        if not self._task.size("train"):
-            bench.probe_size = bench._measure.probe_size = 0
         if state.global_step:
             self._resume(_folder(args, state), state.global_step)
         elif len(bench.history):
@@ -268,6 +267,10 @@ class XGBLoRACallback(TrainerCallback):
         if not self._in_round:
             self.bench.trainer.begin(self._batches)
             self._in_round = self._ask(None) is not None
+            if not self._in_round:
+                raise ValueError(
+                    f"All {self.bench.steps} planned steps are done: give more of them (max_steps) to go on."
+                )
         if len(self._batches) == 1:  # Trainer measures the gradients' norm over the model's parameters
             model.register_module(GUEST, nn.ParameterList(self.bench.method.trainable().values()))
 
@@ -300,10 +303,10 @@ class XGBLoRACallback(TrainerCallback):
         saved = read(folder)
         if plain(saved[2].settings.options) != plain(self.method.options()):
             raise ValueError(f"The rounds in {folder} were fitted with other options; give the same method.")
-        if len(bench.history):
-            bench.rewind(0)
         name = next(iter(saved[2][-1].modules))
         loaded = stored_weight(bench.modules[name]).detach().clone()
+        if len(bench.history):
+            bench.rewind(0)
         take_over(bench, *saved)
         if bench.trained_steps != step or not torch.allclose(stored_weight(bench.modules[name]), loaded):
             raise ValueError(f"Trainer loaded other weights than {folder} has: resume from that checkpoint.")
