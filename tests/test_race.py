@@ -236,6 +236,12 @@ class Forks(Processes):
 
 
 @fork
+def test_a_race_is_started_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"start it once, with --workers"):
+        run()
+
+
 @pytest.mark.filterwarnings("default")  # of the resource tracker, about the processes that died
 def test_a_dead_worker_costs_its_own_run_alone():
     with Forks(2) as executor:

@@ -86,3 +86,12 @@ def workers(count: int | None) -> Iterator[Executor | None]:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def refuse_launched() -> None:
+    """ValueError in one of several processes that torchrun or `accelerate launch` started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "A race shares its runs among processes of its own: start it once, with --workers or an "
+            "executor, and not by torchrun or accelerate launch."
+        )

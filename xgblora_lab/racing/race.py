@@ -20,6 +20,7 @@ from xgblora_lab.bench.records import History, short_name
 from xgblora_lab.methods import ALIASES, METHODS, Method, make_method
 from xgblora_lab.racing.cells import Cell, Cells, load_cell
 from xgblora_lab.racing.identity import data_digest, hook_names, model_digest
+from xgblora_lab.racing.processes import refuse_launched
 from xgblora_lab.racing.progress import Bar, Progress
 from xgblora_lab.racing.result import Race
 from xgblora_lab.racing.ties import majority_score
@@ -120,6 +121,7 @@ def race(
     RuntimeError
         Every run failed.
     """
+    refuse_launched()
     sizes = {"seeds": seeds, "trials": trials, "steps": steps, "batch_size": batch_size}
     for name, value in sizes.items():
         whole(name, value, 0 if name in OPEN else 1, LARGEST[name])
