@@ -27,7 +27,7 @@ def test_all_methods_make_one_table_with_a_row_each(tmp_path: Path) -> None:
     given = ["--model", str(model), "--data", str(tmp_path / "data.csv"), "--out", str(tmp_path / "all")]
     done = CliRunner().invoke(app, ["race", *SHORT, "--workers", "1", "--methods", "all", *given])
     assert done.exit_code == 0, done.output[-3000:]
-    rows = [line.split()[0] for line in done.stdout.splitlines() if line]
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     assert [name for name in rows if name in METHODS] == list(METHODS)
     found = Race.load(tmp_path / "all")
     assert list(found.table.index) == list(METHODS)
