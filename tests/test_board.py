@@ -15,8 +15,14 @@ def test_a_chart_names_its_axes_and_tells_lines_apart_without_colour() -> None:
     for look in range(4):
         line(figure, f"run {look}", [1, 2], [3, 4], look, mode="lines+markers")
     line(figure, "LoRA", range(2), [1, 2], figures.style("lora"))
-    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("step", "loss (nats)")
-    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("linear", "log")
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == (
+        "step",
+        "loss (nats), log scale",
+    )
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == (
+        None,
+        "log",
+    )  # None: names are welcome too
     first = figure.data[:4]
     assert len({trace.line.dash for trace in first}) == len({trace.marker.symbol for trace in first}) == 4
     assert figure.data[4].line.color == figures.style("lora").colour

@@ -116,6 +116,9 @@ def test_every_example_of_the_help_runs(tmp_path: Path, monkeypatch: pytest.Monk
         "site/02_one_transformer.html",
     ):
         assert (tmp_path / name).is_file(), name
+    assert 'type="range"' in (tmp_path / "slides.html").read_text(
+        encoding="utf-8"
+    )  # a race's spectrum scrubs
     check_site(tmp_path / "site")
     wrong = CliRunner().invoke(cli.app, ["run", "01", "-p", "rounds=8"])  # what a help once said
     assert "has no parameter rounds" in str(wrong.exception)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,19 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     assert page.evaluate(COLLISIONS) == []
     ARTIFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"{name}-390-dark.png", full_page=True)
+    page.set_viewport_size({"width": 800, "height": 720})
+    wait(page, lambda: name == "notebook" or max(page.evaluate(COLUMNS)) > 1)
+    assert page.evaluate(COLLISIONS) == []
     page.set_viewport_size({"width": 1280, "height": 720})
     page.emulate_media(color_scheme="light")
     paint = page.locator(".plot svg.main-svg").first
-    deadline = time.monotonic() + 120  # a page's policy keeps Playwright from waiting inside it
-    while "22, 24, 28" in paint.evaluate("e => e.style.background") and time.monotonic() < deadline:
-        page.wait_for_timeout(100)
+    wait(page, lambda: "22, 24, 28" not in paint.evaluate("e => e.style.background"))
     assert "22, 24, 28" not in paint.evaluate("e => e.style.background")
     assert name == "notebook" or max(page.evaluate(COLUMNS)) > 1
+    assert page.evaluate(COLLISIONS) == []
+    page.evaluate("document.querySelector('[class^=g-x]').style.transform = 'translate(1500px)'")
+    assert page.evaluate(COLLISIONS) != []  # what is cut is seen
+    page.evaluate("document.querySelector('[class^=g-x]').style.transform = ''")
     page.screenshot(path=ARTIFACTS / f"{name}-1280.png", full_page=True)
     assert violations(page) == []
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img class=wrong src=data:,>')")
@@ -134,6 +140,13 @@ def test_no_script_from_outside_runs_and_the_page_fits(
         count = page.locator(".slide").count()
         assert len(re.findall(rb"/Type\s*/Page\b", printed)) == count
     context.close()
+
+
+def wait(page: Any, done: Callable[[], bool]) -> None:
+    """A page's policy keeps Playwright from waiting inside it."""
+    deadline = time.monotonic() + 120
+    while not done() and time.monotonic() < deadline:
+        page.wait_for_timeout(100)
 
 
 def violations(page: Any) -> list[tuple[str, list[str]]]:

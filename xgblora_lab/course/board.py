@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
-from xgblora_lab.figures._style import COLOURS, DASHES, MARKERS, Style, layout, points
+from xgblora_lab.figures._style import COLOURS, DASHES, MARKERS, Style, layout, points, scaled
 
 Sizes = TypeVar("Sizes")
 HEIGHT = 470  # pixels: a chart and the sentence below it fit on one screen
@@ -57,7 +57,7 @@ def chart(title: str, x: str, y: str, *, log: str = "", note: str = "") -> go.Fi
     title, x, y : str
         Of the figure and its axes; an axis title holds the unit.
     log : str, default ""
-        The axes that are logarithmic: "x", "y" or "xy".
+        The axes that are logarithmic: "x", "y" or "xy". The others take numbers, or names.
     note : str, default ""
         A second line below the title.
 
@@ -68,9 +68,9 @@ def chart(title: str, x: str, y: str, *, log: str = "", note: str = "") -> go.Fi
     """
     figure = layout(go.Figure(), title, note, HEIGHT)
     for axis, name, text in ((figure.layout.xaxis, "x", x), (figure.layout.yaxis, "y", y)):
-        axis.update(title_text=text, tickformat="~g", type="log" if name in log else "linear")
-        if name in log:
-            axis.update(dtick="D2")  # plotly's own ticks are bare digits between the powers
+        axis.update(title_text=text, tickformat="~g")
+        if name in log:  # plotly's own ticks are bare digits between the powers
+            axis.update(title_text=scaled(text, "log"), type="log", dtick="D2")
     return figure.update_yaxes(showgrid=True)
 
 

@@ -34,14 +34,14 @@ class _Kind:
 KINDS = {
     "alignment": _Kind(
         "mean squared cosine",
-        "mean squared cosine (1 = same subspace)",
+        "mean squared cosine<br>1 = same subspace",
         "mean squared cosine with the truth",
         1.0,
         (VERMILLION, "solid", "circle"),
     ),
     "distance": _Kind(
         "relative distance",
-        "‖ΔW − ΔW*‖ / ‖ΔW*‖ (0 = reached)",
+        "‖ΔW − ΔW*‖ / ‖ΔW*‖<br>0 = reached",
         "relative distance to the truth",
         0.0,
         (BLUE, "dash", "square"),

@@ -116,7 +116,7 @@ def _axes(plot: go.Figure, table: pd.DataFrame) -> None:
         plot.update_xaxes(title_text="bytes", range=room, row=1, col=1, **ticks)
     seconds = table["seconds per step"]
     slow = float(np.nanmax(seconds)) if np.isfinite(seconds).any() else 1.0
-    plot.update_xaxes(title_text="seconds per optimizer step", range=[0, 1.35 * slow], nticks=5, row=1, col=2)
+    plot.update_xaxes(title_text="seconds per step", range=[0, 1.35 * slow], nticks=5, row=1, col=2)
     plot.update_yaxes(autorange="reversed", ticks="", showgrid=False)
 
 

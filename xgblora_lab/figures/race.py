@@ -15,7 +15,7 @@ from xgblora_lab.bench.records import History
 from xgblora_lab.figures._figure import Figure, blank
 from xgblora_lab.figures._lanes import AXES, Lane, Measure, in_words, lanes, measure_of, rises, score_name
 from xgblora_lab.figures._read import brief, listed, number, plural, unit
-from xgblora_lab.figures._style import GREY, INK, banded, layout, log_ticks, ratio_axis, say, scaled
+from xgblora_lab.figures._style import GREY, banded, layout, log_ticks, ratio_axis, say, scaled
 from xgblora_lab.racing.summary import edge, median, spread
 
 
@@ -107,7 +107,7 @@ def _goal(field: Sequence[Lane], greater: bool) -> float:
 def _canvas(swept: bool) -> go.Figure:
     if not swept:
         return make_subplots(rows=1, cols=1)
-    titles = ("", "learning-rate sweep")
+    titles = ("", "sweep (ring: chosen)")
     return make_subplots(
         rows=1, cols=2, column_widths=[0.66, 0.34], horizontal_spacing=0.13, subplot_titles=titles
     )
@@ -146,11 +146,9 @@ def _draw_sweep(plot: go.Figure, lane: Lane, measure: Measure) -> None:
 def _draw_goal(plot: go.Figure, goal: float) -> None:
     if not math.isfinite(goal):
         return
-    plot.add_hline(y=goal, line={"color": GREY, "dash": "dot", "width": 2}, row=1, col=1)
-    height = math.log10(goal) if plot.layout.yaxis.type == "log" else goal  # plotly's convention
-    place = {"x": 0.01, "xref": "x domain", "xanchor": "left", "y": height, "yref": "y", "yanchor": "bottom"}
-    font = {"size": 15, "color": INK}
-    plot.add_annotation(text=f"target {brief(goal)}", showarrow=False, font=font, **place)
+    look = {"color": GREY, "dash": "dot", "width": 2}
+    # in the legend, where no curve runs through its words
+    plot.add_hline(y=goal, line=look, row=1, col=1, name=f"target {brief(goal)}", showlegend=True)
 
 
 def _layout(plot: go.Figure, field: Sequence[Lane], name: str) -> None:
@@ -176,9 +174,7 @@ def _axes(plot: go.Figure, field: Sequence[Lane], x: str, name: str, told: str |
     plot.update_xaxes(title_text=scaled(AXES[x], spent), type=spent, row=1, col=1)
     plot.update_yaxes(title_text=scaled(name, kind), **ticks, row=1, col=1)
     if told is not None:
-        plot.update_xaxes(
-            title_text="learning rate, log scale (ring: chosen)", type="log", dtick=1, row=1, col=2
-        )
+        plot.update_xaxes(title_text="learning rate, log scale", type="log", dtick=1, row=1, col=2)
         plot.update_yaxes(title_text=told, **(ticks if told.startswith("last") else {}), row=1, col=2)
 
 

@@ -47,12 +47,12 @@ function draw(source) {
 }
 (async () => {
   await unpack(document.getElementById("plotlyjs"));
+  for (const medium of [dark, narrow])
+    medium.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
   for (const source of document.querySelectorAll("script.figure")) {
     draw(source);
     await new Promise(resolve => setTimeout(resolve));  // the first picture shows before the last is drawn
   }
-  for (const medium of [dark, narrow])
-    medium.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
   addEventListener("beforeprint", () => redraws.forEach(redraw => redraw(true)));
   addEventListener("afterprint", () => redraws.forEach(redraw => redraw(false)));
 })();

@@ -2,6 +2,8 @@
 (async () => {
   await unpack(document.getElementById("plotlyjs"));
   const redraws = [];
+  for (const medium of [dark, narrow])
+    medium.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
   for (const source of document.querySelectorAll("script.figure")) {
     const plot = source.previousElementSibling, figure = JSON.parse(source.textContent);
     const redraw = print => {
@@ -20,8 +22,6 @@
     });
     await new Promise(resolve => setTimeout(resolve));
   }
-  for (const medium of [dark, narrow])
-    medium.addEventListener("change", () => redraws.forEach(redraw => redraw(false)));
   addEventListener("beforeprint", () => redraws.forEach(redraw => redraw(true)));
   addEventListener("afterprint", () => redraws.forEach(redraw => redraw(false)));
 })();

@@ -23,7 +23,8 @@ function follow(plot, show) {
 }
 /* Figures follow the reader's theme; a print stays light. */
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const night = {"#222222": "#e8e6e3", "#777777": "#aaa7a2", "#dddddd": "#3c4046", "#ffffff": "#16181c",
+const night = {"#222222": "#e8e6e3", "#dddddd": "#3c4046", "#ffffff": "#16181c",
+  "#666666": "#aaa7a2", "#6e6e6e": "#aaa7a2", "#777777": "#aaa7a2",
   "white": "#16181c", "#000000": "#f2f2f2", "black": "#f2f2f2", "#0072b2": "#4aa3df",
   "rgba(255,255,255,0.9)": "rgba(22,24,28,0.9)", "rgba(0,0,0,0.16)": "rgba(255,255,255,0.16)",
   "rgba(0,114,178,0.16)": "rgba(74,163,223,0.16)"};
@@ -34,30 +35,39 @@ function themed(value) {
   return Object.fromEntries(Object.entries(value).map(
     ([key, inner]) => [key, key === "colorscale" || key === "bdata" || key === "text" ? inner : themed(inner)]));
 }
-/* On a phone: narrow margins, lines that fit, and panels that stand side by side one below the other. */
+/* Names that fit; on a phone narrow margins, short lines, and panels one below the other. */
 const narrow = matchMedia("(max-width: 640px)");
 function fitted(figure, plot) {
   plot.dataset.height ??= plot.style.height;
   plot.style.height = plot.dataset.height;
+  const {data, layout} = figure;
+  const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+  for (const trace of data) {
+    if (trace.name) trace.name = short(trace.name, narrow.matches ? 32 : 60);
+    for (const key of ["x", "y"]) for (const value of Array.isArray(trace[key]) ? trace[key] : [])
+      if (typeof value === "string") (axisOf(layout, trace, key).labelalias ??= {})[value] =
+        short(value, narrow.matches ? 20 : 32);
+  }
+  const foot = {yref: "container", y: 0, yanchor: "bottom"}; // below the axes' titles, however high the plot is
+  if (layout.legend?.y < 0 && !layout.sliders?.length) layout.legend = {...layout.legend, ...foot};
   if (!narrow.matches) return figure;
-  const {data, layout} = figure, note = layout.title?.subtitle, edge = {t: 80, b: 80, ...layout.margin};
-  const lines = text => text.replace(/(.{28,}?) /g, "$1<br>");
+  const note = layout.title?.subtitle, edge = {t: 80, b: 80, ...layout.margin};
+  const lines = (text, least = 28) => text.replace(new RegExp(`(.{${least},}?) `, "g"), "$1<br>");
   if (note?.text) {
     note.text = lines(note.text);
     note.font = {...note.font, size: 13};
     edge.t += 18 * (note.text.split("<br>").length - 1);
   }
+  if (layout.title?.text) {
+    layout.title.text = lines(layout.title.text, 20);
+    const more = layout.title.text.split("<br>").length - 1;
+    Object.assign(layout.title, {font: {...layout.title.font, size: 17}, pad: {t: 14 + 10 * more}});
+    edge.t += 22 * more;
+  }
   for (const [name, axis] of Object.entries(layout))
     if (/^[xy]axis/.test(name) && axis.title?.text) axis.title.text = lines(axis.title.text);
-  const short = text => (text.length > 20 ? `${text.slice(0, 19)}…` : text);
-  for (const trace of data) {
-    if (trace.name) trace.name = short(trace.name);
-    for (const key of ["x", "y"]) for (const value of Array.isArray(trace[key]) ? trace[key] : [])
-      if (typeof value === "string") (axisOf(layout, trace, key).labelalias ??= {})[value] = short(value);
-  }
   layout.margin = {...edge, l: 50, r: data.some(trace => trace.type === "bar" && trace.text) ? 36 : 10};
   layout.font = {...layout.font, size: 12};
-  layout.legend = {...layout.legend, yref: "container", y: 0, yanchor: "bottom"};
   return stacked(figure, plot, edge);
 }
 function axisOf(layout, trace, key) {
@@ -91,7 +101,11 @@ function stacked(figure, plot, edge) {
     note.x = (note.x - was.x[0]) / (was.x[1] - was.x[0]);
     note.y = y.domain[1] + (note.y - was.y[1]) * before / after;
     note.font = {...note.font, size: 13};
+    note.text = note.text.replace(/(.{34,}?) /g, "$1<br>");
   }
+  for (const slider of layout.sliders ?? []) Object.assign(slider, {x: 0, len: 1, y: -170 / after});
+  for (const menu of layout.updatemenus ?? []) Object.assign(menu, {y: -270 / after});
+  if (layout.sliders?.length) layout.legend = {...layout.legend, y: -60 / after};
   for (const trace of data) {
     const [low, high] = axisOf(layout, trace, "y").domain, bar = trace.colorbar ?? trace.marker?.colorbar;
     if (!bar) continue;
@@ -100,7 +114,7 @@ function stacked(figure, plot, edge) {
     layout.margin.r = 70;
   }
   const named = data.filter(trace => trace.showlegend !== false && trace.name).length;
-  layout.height = after + edge.t + 70 + 22 * Math.ceil(named / 2);
+  layout.height = after + edge.t + (layout.sliders?.length ? 310 : 70 + 22 * Math.ceil(named / 2));
   plot.style.height = `${layout.height}px`;
   return figure;
 }
