@@ -90,7 +90,15 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 CHEAP = {  # what an example is given besides, so that it takes little; the last of an option counts
-    "race": ["--steps=2", "--trials=1", "--seeds=1", "--batch-size=2", "--limit=4", "--workers=1"],
+    "race": [
+        "--steps=2",
+        "--steps-per-round=1",
+        "--trials=1",
+        "--seeds=1",
+        "--batch-size=2",
+        "--limit=4",
+        "--workers=1",
+    ],
 }
 AT_MOST = {"race": ["--max-length=16", "--methods=xgblora,lora:r=1"]}
 
