@@ -100,7 +100,7 @@ def export_merged(model: Any, folder: str | Path, tokenizer: Any = None) -> None
     if state is not None and torch.distributed.get_rank():
         return
     with replaced_folder(folder) as partial:
-        model.save_pretrained(partial, state_dict=state)
+        model.save_pretrained(partial, **({} if state is None else {"state_dict": state}))
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
 

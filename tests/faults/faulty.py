@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import errno
 import io
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -237,6 +238,7 @@ def in_a_process(work: Callable[[], Any]) -> int:
     if child == 0:
         status = 1
         signal.alarm(LONGEST)
+        multiprocessing.util._run_after_forkers()  # as in its own forks: no server thread came along
         try:
             work()
             status = 0
