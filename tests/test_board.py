@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -35,9 +37,15 @@ def test_a_profile_is_one_of_those_that_there_are() -> None:
         pick("desktop", {"ci": 1, "laptop": 2})
 
 
-def test_a_sentence_stands_behind_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sentence_stands_behind_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     say("It fell.")  # outside a notebook, IPython writes what it would show
     assert "Markdown" in capsys.readouterr().out
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    say("It fell.")
+    assert [sentence.data for sentence in shown] == ["> It fell."]
 
 
 def test_pictures_of_rank_one_add_up_to_the_matrix() -> None:

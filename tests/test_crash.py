@@ -30,6 +30,23 @@ def test_ctrl_c_at_any_line_leaves_the_old_state_or_the_new_one(name: str, every
     assert counts["points"] == counts["old"] + counts["new"] + counts["between"]
 
 
+def test_the_harness_sees_a_page_that_ctrl_c_cuts(tmp_path) -> None:
+    """The negative: a page in two pieces, with lines of the package between them."""
+
+    def careless(history, path) -> None:
+        path.write_text("<html>")
+        history.to_frame()
+        path.write_text("<html></html>")
+
+    page = crash.of_target("page.html", careless)
+    (tmp_path / "in").mkdir()
+    old, new, _, lines = crash.without_a_fault(page, tmp_path / "in")
+    assert lines > 1
+    (tmp_path / "cut" / "in").mkdir(parents=True)
+    found = crash.trial_of(page, tmp_path / "cut" / "in", crash.INTERRUPT, 0, old, new, several=False)
+    assert found == "wrong"
+
+
 def test_a_race_ends_as_if_no_worker_had_died(monkeypatch) -> None:
     counts = crash.dead_workers(every=5000)
     assert counts["points"] == counts["new"] >= 2

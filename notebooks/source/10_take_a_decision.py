@@ -439,11 +439,10 @@ check.array(
 #
 # An honest reading:
 #
-# - **Boosting wins where rank 1 is used up before the steps are** (line 1). LoRA of rank 1 has flattened;
-#   boosting goes on, with the same peak.
-# - **Where LoRA has rank to spare, there is nothing to win** (line 2). And LoRA of rank 8 (4.297) is far
-#   ahead of boosting of rank 1 (4.536). If eight times the pairs fit, take them: section 1 says that they
-#   mostly do.
+# - **Boosting wins at rank 1** (line 1), with the same peak. Rank is what is short there: LoRA gains much
+#   from rank 8 (line 2).
+# - **At rank 8 there was nothing to win** (line 2). And LoRA of rank 8 (4.297) is far ahead of boosting of
+#   rank 1 (4.536). If eight times the pairs fit, take them: section 1 says that they mostly do.
 # - On the planted task it is **training two boosters in turn** that wins (line 3). LoRA of rank 2, with twice
 #   the peak, was not tried against it.
 # - **What boosting has that LoRA has not**: no rank to fix in advance; rounds that can be looked at, dropped
@@ -451,7 +450,7 @@ check.array(
 # - **What it costs**: one more knob to tune (κ), a float32 copy for exact merges, an ensemble that grows.
 #
 # So, in one sentence: take LoRA with the largest rank that fits; take boosting where the peak is truly short,
-# where you do not know the rank and train long, or where you want to *look*.
+# or where you want to *look*.
 
 # %% [markdown]
 # ### Exercise 5.1 · Decide (5 minutes, easy)
@@ -474,9 +473,9 @@ check.choice(
     {"a": "full fine-tuning", "b": "LoRA of rank 8 or more", "c": "boosting of rank 1 on all maps"},
     hints={
         "a": "Look at the sum in section 1: does it fit?",
-        "c": "What does exact merging need on this GPU? And are 300 steps enough to use up a rank?",
+        "c": "What does exact merging need on this GPU? Look at its sum in section 1.",
     },
-    because="It fits, it has one knob, and few steps use up no rank. Boosting's turn comes when they do.",
+    because="It fits, and it has one knob. Boosting on all maps does not fit in half precision.",
 )  # fmt: skip
 
 # %% [markdown] tags=["solution"]
@@ -493,7 +492,7 @@ check.choice(
 # - The same number of trials for each method, over its own knobs. Nothing best on an edge.
 # - On noisy labels later rounds learn by heart. Stop on dev, go back to the best round, report test.
 # - Pair by seed, compute the interval, say what was not tried.
-# - Boosting wins where rank is used up before the steps are. Otherwise take the largest LoRA that fits.
+# - Boosting won at rank 1, and not at rank 8. Take the largest LoRA that fits, unless the peak is short.
 #
 # **Try it.** Set `memory_gb` to 80 or 12. Set `tokens` to 2048: what decides then? In section 3 add
 # `shrinkage=0.3`: does the dev loss rise later, and is its lowest point lower?

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xgblora_lab.lowrank.linear import can_merge, dense_weight, find_modules, weight_shape
+from xgblora_lab.stored import refuse_packed
 from xgblora_lab.tasks.limits import shown, whole
 from xgblora_lab.tasks.matrix import random_update, singular_values
 from xgblora_lab.tasks.task import Batch, evaluating
@@ -217,10 +218,7 @@ def planted(
     truth = {}
     for name, module in find_modules(model, modules).items():
         if not can_merge(module):
-            raise ValueError(
-                f"The weight of {name!r} is packed (quantised), so nothing can be planted in it; plant in "
-                "the model before it is quantised."
-            )
+            refuse_packed([name], "nothing can be planted in it; plant in the model before it is quantised.")
         norm = float(torch.linalg.matrix_norm(dense_weight(module).detach().double()))
         values = singular_values(spectrum, rank)
         values *= strength * norm / values.norm()
