@@ -13,10 +13,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once, at import
 
 import ipaddress
+import multiprocessing
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,27 +74,26 @@ def _refuse_remote(sock: socket.socket, address: Any) -> None:
 
 @pytest.fixture
 def offline_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels started in this test refuse connections that leave the machine (offline/sitecustomize.py)."""
+    """Kernels started in this test are forked and refuse connections that leave the machine.
+
+    What a forked kernel imports is there already (forked.py); offline/sitecustomize.py refuses.
+    """
+    import forked
+
     paths = [str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", forked.Kernel)
 
 
 @pytest.fixture(scope="module")
 def by_two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the module's `in_two_processes` left when two processes ran it."""
+    import forked
+
     folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = str(ROOT / "tests" / "two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={port}", script, str(folder), request.path.stem]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = forked.two(request.path.stem, folder)
+    assert [code for code, _ in ended] == [0, 0], ended
     return folder
 
 

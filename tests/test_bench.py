@@ -7,11 +7,8 @@ import gc
 import math
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -418,28 +415,23 @@ def test_a_saved_run_resumes_to_the_same_curve(method, tmp_path):
         resume(tmp_path, model(), task)
 
 
-@pytest.mark.long
+class Kill(Hook):
+    def on_step(self, bench, step, loss):
+        if len(bench.history) == 2 and step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(folder):
+    method = XGBLoRA(lr=0.05, steps_per_round=3)
+    Bench(tiny.tiny_llama(), ToyTask(), method, steps=12, hooks=[Checkpoint(folder), Kill()]).run()
+
+
 def test_a_killed_process_leaves_a_run_that_resumes(tmp_path):
-    script = textwrap.dedent("""
-        import os, signal, sys
-        import tiny, torch
-        from toy import ToyTask
-        from xgblora_lab import Bench, Checkpoint, Hook, XGBLoRA
-
-        class Kill(Hook):
-            def on_step(self, bench, step, loss):
-                if len(bench.history) == 2 and step == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        torch.set_num_threads(1)
-        method = XGBLoRA(lr=0.05, steps_per_round=3)
-        Bench(tiny.tiny_llama(), ToyTask(), method, steps=12, hooks=[Checkpoint(sys.argv[1]), Kill()]).run()
-    """)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    forked.serve()
+    process = forked.SERVER.Process(target=killed, args=(tmp_path / "run",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     bench = resume(tmp_path / "run", tiny.tiny_llama(), ToyTask())
     assert len(bench.history) == 2
     bench.run(progress=False)

@@ -117,7 +117,7 @@ def stumbles(run: Executed) -> list[str]:
     return [line for line in lines if line.strip() and not progress.search(line)]
 
 
-def with_both(student: Path, instructors: Path, target: Path) -> Path:
+def with_both(student: Path, instructors: Path) -> nbformat.NotebookNode:
     """The instructor's notebook with the student's blank exercise and its check before every solved one."""
     notebook = nbformat.read(instructors, as_version=4)
     blank = iter(cells(student, "exercise"))
@@ -138,8 +138,22 @@ def with_both(student: Path, instructors: Path, target: Path) -> Path:
             found += [*again, *solved]
             solved = None
     notebook.cells = found
-    nbformat.write(notebook, target)
-    return target
+    return notebook
+
+
+def and_again(notebook: nbformat.NotebookNode, student: Path) -> nbformat.NotebookNode:
+    """The notebook with a student's behind it, for the same kernel, with the same parameters."""
+    again = nbformat.read(student, as_version=4).cells
+    for cell in again:
+        cell.id = f"again-{cell.id}"
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.remove("parameters")
+            cell.source += '\nprofile = "ci"'
+    notebook.cells += again
+    return notebook
+
+
+AGAIN = ("00_", "09_")  # also run again in the same kernel: what every reader runs, and what writes files
 
 
 @pytest.mark.notebook
@@ -149,49 +163,26 @@ def test_a_notebook_runs_for_the_student_and_with_the_solutions(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_kernels: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    instructors = path.parent / "instructor" / path.name
-    both = with_both(path, instructors, tmp_path / path.name)
+    both = with_both(path, path.parent / "instructor" / path.name)
+    expected = len(cells(path, "check")) * ["unanswered", "right"]
+    if path.name.startswith(AGAIN):
+        both = and_again(both, path)
+        expected += len(cells(path, "check")) * ["unanswered"]
+    nbformat.write(both, tmp_path / path.name)
     out = tmp_path / "out.ipynb"
-    run = run_notebook(both, {"profile": "ci"}, output=out, timeout=120, progress=False)
+    run = run_notebook(tmp_path / path.name, {"profile": "ci"}, output=out, timeout=120, progress=False)
     assert stumbles(run) == []
-    statuses = [verdict["status"] for verdict in run.checks]
-    assert statuses == len(cells(path, "check")) * ["unanswered", "right"]
+    assert [verdict["status"] for verdict in run.checks] == expected
     checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
-    for cell in checks[::2]:
-        assert re.search(r"not answered yet\. .{10,}", cell.outputs[0].data["text/plain"])
+    for cell, status in zip(checks, expected, strict=True):
+        if status == "unanswered":
+            assert re.search(r"not answered yet\. .{10,}", cell.outputs[0].data["text/plain"])
     assert out.stat().st_size < 4_000_000
     if sys.platform == "linux":
         assert run.cpu_seconds is not None
         assert run.cpu_seconds < 90  # the processor's seconds: a busy machine does not fail this
         assert run.peak_bytes is not None
         assert 50e6 < run.peak_bytes < 2e9
-
-
-def twice(path: Path, target: Path) -> Path:
-    """A notebook that runs another's cells twice in one kernel, with one set of parameters."""
-    notebook = nbformat.read(path, as_version=4)
-    again = copy.deepcopy(notebook.cells)
-    for cell in again:
-        cell.id = f"again-{cell.id}"
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.remove("parameters")
-            cell.source += '\nprofile = "ci"'
-    notebook.cells += again
-    nbformat.write(notebook, target)
-    return target
-
-
-@pytest.mark.notebook
-@by_name(*(path for path in STUDENTS if path.name.startswith(("00_", "09_"))))
-def test_a_notebook_runs_again_in_the_same_kernel(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_kernels: None
-) -> None:
-    """The first one, which every reader runs, and the one that writes files."""
-    monkeypatch.chdir(tmp_path)
-    twice(path, tmp_path / path.name)
-    run = run_notebook(tmp_path / path.name, {"profile": "ci"}, timeout=120, progress=False)
-    assert stumbles(run) == []
-    assert [verdict["status"] for verdict in run.checks] == 2 * len(cells(path, "check")) * ["unanswered"]
 
 
 def test_the_peak_is_the_kernels_own_and_outlives_what_was_freed(tmp_path: Path) -> None:
@@ -207,7 +198,7 @@ def test_the_peak_is_the_kernels_own_and_outlives_what_was_freed(tmp_path: Path)
     assert peaks[0] < 300e6 < peaks[1] < 600e6
 
 
-def test_a_warning_is_found_and_a_progress_bar_is_not(tmp_path: Path) -> None:
+def test_a_warning_is_found_and_a_progress_bar_is_not(tmp_path: Path, offline_kernels: None) -> None:
     path = tmp_path / "n.ipynb"
     for cell, found in (
         (
@@ -221,7 +212,7 @@ def test_a_warning_is_found_and_a_progress_bar_is_not(tmp_path: Path) -> None:
         assert bool(stumbles(run_notebook(path, progress=False))) == found
 
 
-def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path) -> None:
+def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path, offline_kernels: None) -> None:
     once = [nbformat.v4.new_code_cell("x = [1]"), nbformat.v4.new_code_cell("del once")]
     once.insert(
         0, nbformat.v4.new_code_cell("once = globals().get('once', True) and 1 / ('x' not in globals())")
@@ -229,8 +220,9 @@ def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path) -> None:
     path = tmp_path / "n.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=once), path)
     run_notebook(path, progress=False)
+    nbformat.write(and_again(nbformat.read(path, as_version=4), path), tmp_path / "twice.ipynb")
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        run_notebook(twice(path, tmp_path / "twice.ipynb"), progress=False)
+        run_notebook(tmp_path / "twice.ipynb", progress=False)
 
 
 def test_what_is_quoted_from_the_races_stands_in_their_tables() -> None:

@@ -12,6 +12,7 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -170,8 +171,11 @@ class DiesOnce(LoRA):
 def test_a_dask_cluster_loses_a_worker_and_no_run(tmp_path, monkeypatch):
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
     monkeypatch.setenv("DIES_ONCE", str(tmp_path))
-    # A worker that imports torch on a busy machine answers nobody for a while.
+    forked.serve()
+    # On a busy machine a worker answers nobody for a while.
     patient = {"distributed.comm.timeouts.tcp": "250s", "distributed.scheduler.worker-ttl": None}
+    patient["distributed.worker.multiprocessing-method"] = "forkserver"
+    patient["distributed.nanny.environ"] = {"DIES_ONCE": str(tmp_path)}
     options = {"methods": ["xgblora:k=2", "lora:r=1", DiesOnce(rank=2)], "lrs": (1e-2,)}
     with (
         dask.config.set(patient),

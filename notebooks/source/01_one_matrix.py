@@ -53,6 +53,7 @@ from torch import nn
 from xgblora_lab import Bench, LoRA, XGBLoRA, check, matrix, race, seeds, spectra
 from xgblora_lab.course.board import chart, line, pick, say
 from xgblora_lab.course.pictures import rank_one_sum
+from xgblora_lab.figures import style
 
 #            size  rounds  steps_per_round  seeds  ranks of LoRA, values of steps_per_round to compare
 profiles = {
@@ -359,8 +360,8 @@ def floor_line(figure: go.Figure, rank: int) -> None:
     """A grey horizontal line: the least loss at this rank."""
     figure.add_hline(y=relative_floor[rank], line={"color": "#666666", "width": 1})
     figure.add_annotation(
-        x=0, xref="paper", y=np.log10(relative_floor[rank]), text=f"best of rank {rank}", showarrow=False,
-        font_color="#666666", xanchor="left", yanchor="bottom",  # on the left, where no curve is so low yet
+        x=1, xref="paper", y=np.log10(relative_floor[rank]), text=f"best of rank {rank}", showarrow=False,
+        font_color="#666666", xanchor="right", yanchor="top",  # below: no curve of its rank goes there
     )  # fmt: skip
 
 
@@ -375,7 +376,7 @@ figure = chart(
     f"LoRA at its best learning rate, {steps} steps", "optimizer step", "loss (1 = untrained)", log="y"
 )
 for look, rank in enumerate(ranks):
-    line(figure, f"LoRA, rank {rank}", range(steps + 1), curve(best(lora[rank])), look)
+    line(figure, f"LoRA, rank {rank}", range(steps + 1), curve(best(lora[rank])), style("lora", look))
     if rank < size:
         floor_line(figure, rank)
 figure.update_yaxes(range=[np.log10(relative_floor[rounds]) - 2, 0.2]).show()
@@ -477,7 +478,7 @@ pd.DataFrame(
 # %%
 title = f"Boosting goes down the stairs of Eckart and Young, {steps_per_round} steps per round"
 figure = chart(title, "optimizer step", "loss (1 = untrained)", log="y")
-line(figure, "XGBLoRA, rank 1", range(steps + 1), curve(bench.history))
+line(figure, "XGBLoRA, rank 1", range(steps + 1), curve(bench.history), style("xgblora"))
 edges = [steps_per_round * t for t in range(rounds + 1)]
 rings = {"color": "#0072B2", "symbol": "circle-open", "size": 13, "line": {"width": 3}}
 line(figure, "best of rank t, when t rounds are done", edges, tails, mode="markers", marker=rings)
@@ -565,7 +566,8 @@ contest = {"XGBLoRA": boosting, f"LoRA, rank {rounds}": lora[rounds], "LoRA, ran
 
 title = "The same budget of steps, joint or one by one"
 figure = chart(title, "optimizer step", "loss (1 = untrained)", log="y")
-for look, (name, found) in enumerate(contest.items()):
+for name, found in contest.items():
+    look = style("xgblora") if name == "XGBLoRA" else style("lora", name != "LoRA, rank 1")
     line(figure, name, range(steps + 1), curve(best(found)), look)
 floor_line(figure, rounds)
 figure.show()

@@ -77,7 +77,7 @@ logging.disable_progress_bar()  # of loading and saving, which take no time here
 
 #            planted: rounds, steps_per_round, length | merges | learning rates | pydocs: rounds, rows, length
 profiles = {
-    "ci": ((6, 5, 8), 32, (0.03,), (3, 4, 200, 16)),
+    "ci": ((6, 4, 8), 16, (0.03,), (3, 3, 150, 12)),
     "laptop": ((12, 20, 16), 64, (0.01, 0.03, 0.1), (8, 50, 3000, 32)),
     "classroom": ((32, 30, 16), 128, (0.003, 0.01, 0.03, 0.1), (16, 75, 3000, 64)),
 }

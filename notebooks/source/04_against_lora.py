@@ -59,7 +59,7 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 
 #            κ | rounds | learning rates | seeds | budgets in rounds, and their learning rates
 profiles = {
-    "ci": (12, 4, (0.03, 0.1, 0.3), 3, (1, 4), (0.03, 0.1, 0.3)),
+    "ci": (8, 3, (0.03, 0.1, 0.3), 3, (1, 3), (0.03, 0.1, 0.3)),
     "laptop": (24, 8, (0.01, 0.03, 0.1, 0.3), 4, (1, 4, 12), (0.01, 0.03, 0.1, 0.3)),
     "classroom": (
         24,
@@ -72,7 +72,7 @@ profiles = {
 }
 #        real text: steps | rows | learning rates | seeds | test rows
 texts = {
-    "ci": (6, 200, (0.01,), 1, 30),
+    "ci": (4, 100, (0.01,), 1, 20),
     "laptop": (90, 2000, (0.001, 0.003, 0.01), 2, 10_000),
     "classroom": (400, 3000, (0.001, 0.003, 0.01, 0.03), 3, 10_000),
 }

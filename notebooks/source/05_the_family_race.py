@@ -206,7 +206,7 @@ for place, (group, names) in enumerate(groups.items()):
         text=[f"{length[name]:.2g}" for name in names], textposition="outside", cliponaxis=False,
     )  # fmt: skip
 layout(figure, "The first step at one learning rate", "root mean square over all weights", 640)
-figure.update_xaxes(type="log", title="length of the first step / learning rate", dtick=1)
+figure.update_xaxes(type="log", title="length of the first step / learning rate, log scale", dtick=1)
 figure.update_yaxes(autorange="reversed", dtick=1).show()
 
 # %%
@@ -444,8 +444,9 @@ for look, (name, values) in enumerate(growth.items()):
         marker={"size": 17 - 3 * look, "symbol": MARKERS[look]},
     )  # fmt: skip
 layout(figure, "Effect of the first step by rank, α = 8", "promised fall of the loss, relative to rank 1")
-figure.update_xaxes(type="log", tickvals=ranks, title="rank r")
-figure.update_yaxes(type="log", title="−⟨ΔW, G⟩, relative", tickvals=[0.03, 0.1, 0.3, 1, 3, 10]).show()
+figure.update_xaxes(type="log", tickvals=ranks, title="rank r, log scale")
+figure.update_yaxes(type="log", title="−⟨ΔW, G⟩, relative, log scale", tickvals=[0.03, 0.1, 0.3, 1, 3, 10])
+figure.show()
 
 # %% [markdown]
 # Under gradient descent α/√r keeps the effect, and α/r lets it fade: that is the argument. Under Adam α/r

@@ -56,7 +56,7 @@ torch.set_num_threads(1)  # the model is so small that a second thread costs mor
 
 #            κ | rounds | learning rates | seeds | merges in half precision
 profiles = {
-    "ci": (6, 4, (0.1,), 1, 40),
+    "ci": (5, 3, (0.1,), 1, 24),
     "laptop": (20, 10, (0.01, 0.03, 0.1, 0.3), 2, 200),
     "classroom": (20, 20, (0.003, 0.01, 0.03, 0.1, 0.3), 4, 400),
 }

@@ -47,13 +47,12 @@ import math
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
 from xgblora_lab import Bench, LoRA, XGBLoRA, check, load, matrix, spectra
-from xgblora_lab.course.board import pick, say
-from xgblora_lab.figures._style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, layout, log_ticks
+from xgblora_lab.course.board import chart, line, pick, say
+from xgblora_lab.figures._style import BLACK, COLOURS, DASHES, GREY, log_ticks
 from xgblora_lab.tasks.matrix import Matrix
 
 torch.set_num_threads(1)  # these matrices are so small that a second thread costs more than it brings
@@ -67,23 +66,7 @@ profiles = {
 size, rounds, kappa, kappas, lrs, repetitions, (deep_rounds, deep_kappa) = pick(profile, profiles)
 steps = rounds * kappa  # the budget of every run on a matrix, in optimizer steps
 
-LOOKS = [(BLUE, "solid"), (VERMILLION, "dash"), (GREEN, "dot"), (PURPLE, "dashdot"), (BLACK, "longdash")]
 pd.set_option("display.float_format", "{:.4g}".format)
-
-
-def chart(title: str, x: str, y: str, note: str = "", log: str = "") -> go.Figure:
-    """An empty figure in the look of all figures here; the axes named in `log` are logarithmic."""
-    figure = layout(go.Figure(), title, note)
-    figure.update_xaxes(title=x, type="log" if "x" in log else "linear")
-    return figure.update_yaxes(title=y, type="log" if "y" in log else "linear")
-
-
-def line(figure: go.Figure, name: str, x, y, look: int = 0, **options) -> None:
-    """Add a named line; `look` chooses colour and dash."""
-    colour, dash = LOOKS[look % len(LOOKS)]
-    default = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": 3}}
-    figure.add_scatter(x=list(x), y=list(y), name=name, **default | options)
-
 
 # %% [markdown]
 # ## 1 · What can rounds reach?
@@ -132,7 +115,7 @@ modules = len(growth[1])
 # %% tags=["folded"]
 figure = chart(
     "No update has a higher rank than its boosters together", "times chosen, n", "rank of the update",
-    f"{modules} modules of the lab model, {deep_rounds} rounds, a third of the modules in each",
+    note=f"{modules} modules of the lab model, {deep_rounds} rounds, a third of the modules in each",
 )  # fmt: skip
 for look, (rank, table) in enumerate(growth.items()):
     ends = np.array([0, table["times chosen"].max() + 1])
@@ -141,7 +124,7 @@ for look, (rank, table) in enumerate(growth.items()):
     line(
         figure, f"measured, r = {rank} (number: modules)", points.iloc[:, 0], points.iloc[:, 1], look,
         mode="markers+text", text=points["modules"], textposition="middle right",
-        marker={"size": 14, "symbol": ["circle", "diamond"][look], "color": LOOKS[look][0]},
+        marker={"size": 14, "symbol": ["circle", "diamond"][look], "color": COLOURS[look]},
     )  # fmt: skip
 figure.update_xaxes(dtick=1, rangemode="tozero").update_yaxes(rangemode="tozero").show()
 
@@ -233,7 +216,7 @@ cyclic = rounds_until_all("cyclic", seed)
 # %% tags=["folded"]
 figure = chart(
     f"Until each of {modules} modules can have rank {wanted}", "rounds", "share of runs that are done",
-    f"{third} random modules a round, {repetitions} seeds",
+    note=f"{third} random modules a round, {repetitions} seeds",
 )  # fmt: skip
 t = np.arange(1, waited.max() + 1)
 line(figure, "random choice", t, [(waited <= n).mean() for n in t], line_shape="hv")
@@ -296,7 +279,7 @@ exact = {s: greedy(target(s), size - 1) for s in ("flat", "1/i", "exponential")}
 # %% tags=["folded"]
 figure = chart(
     "Exact boosters, and what Bound 3 promises for all of them", "rounds", "loss (1 = untrained)",
-    f"{size} × {size} targets of three spectra", log="y",
+    note=f"{size} × {size} targets of three spectra", log="y",
 )  # fmt: skip
 for look, (spectrum, losses) in enumerate(exact.items()):
     line(figure, f"measured, {spectrum}", staged, losses, look)
@@ -420,7 +403,7 @@ drawn = np.array([random_directions(target("1/i"), size - 1, generator) for _ in
 # %% tags=["folded"]
 figure = chart(
     "Boosters that do not look, and the bound for boosters that do", "rounds", "loss (1 = untrained)",
-    f"target 1/i; the mean of {repetitions} runs with random A", log="y",
+    note=f"target 1/i; the mean of {repetitions} runs with random A", log="y",
 )  # fmt: skip
 line(figure, "Bound 3: (1 − 1/d)<sup>T</sup>", staged, geometric, line={"color": GREY, "width": 6})
 line(figure, "random A, best B (mean)", staged, drawn.mean(0), 1)
@@ -491,7 +474,7 @@ gammas = {k: qualities(R) for k, (R, _) in runs.items()}
 # %% tags=["folded"]
 figure = chart(
     "How good is a trained booster?", "optimizer step", "γ, share of the best decrease",
-    "1: exact; below 0: the round made things worse",
+    note="1: exact; below 0: the round made things worse",
 )  # fmt: skip
 for look, (k, gamma) in enumerate(gammas.items()):
     mode = "lines+markers" if len(gamma) <= 60 else "lines"
@@ -551,12 +534,12 @@ ceiling = (1 - max(least, 0.0) / size) ** t
 # %% tags=["folded"]
 figure = chart(
     "One trained run between its two bounds", "rounds", "loss (1 = untrained)",
-    f"XGBLoRA, κ = {kappa}, learning rate {lr:g}", log="y",
+    note=f"XGBLoRA, κ = {kappa}, learning rate {lr:g}", log="y",
 )  # fmt: skip
 line(figure, f"ceiling: Bound 3 with γ = {least:.2f}", t, ceiling, 1)
 line(figure, "measured", t, curve, 0, mode="lines+markers", marker={"size": 9})
 line(figure, "floor: Bound 2, the tail", t, tails[: len(t)], 2, mode="markers", marker={
-    "symbol": "circle-open", "size": 16, "color": GREEN, "line": {"width": 3}})  # fmt: skip
+    "symbol": "circle-open", "size": 16, "color": BLACK, "line": {"width": 3}})  # fmt: skip
 figure.update_yaxes(**log_ticks(curve)).show()
 
 over, under = curve / tails[: len(t)], ceiling / curve
@@ -670,10 +653,10 @@ steep = {c: steepest(goal, strengths(c), many) for c in conditions}
 # %% tags=["folded"]
 figure = chart(
     "Gradient boosters on unequal inputs", "rounds", "loss (1 = untrained)",
-    "thick: measured; thin, same colour and dash: Bound 4", log="y",
+    note="thick: measured; thin, same colour and dash: Bound 4", log="y",
 )  # fmt: skip
 for look, c in enumerate(conditions):
-    colour, dash = LOOKS[look]
+    colour, dash = COLOURS[look], DASHES[look]
     t = np.arange(many + 1)
     line(figure, f"measured, c = {c}", t, steep[c], look)
     thin = {"color": colour, "dash": dash, "width": 1}
@@ -749,13 +732,13 @@ def cut_weights(c: float) -> np.ndarray:
 cut, trained = cut_weights(hard), losses_of(seen[hard][kappa][0])
 figure = chart(
     f"Whose singular values count? c = {hard}", "rank", "loss (1 = untrained)",
-    f"trained boosters: κ = {kappa}, after 0, 1, …, {rounds} rounds", log="y",
+    note=f"trained boosters: κ = {kappa}, after 0, 1, …, {rounds} rounds", log="y",
 )  # fmt: skip
 t = np.arange(rounds + 1)
 line(figure, "W* cut after its largest singular values", t, cut, 1)
 line(figure, "XGBLoRA", t, trained, 0, mode="lines+markers", marker={"size": 9})
 line(figure, "M cut after its largest (Bound 2)", t, tails[: len(t)], 2, mode="markers", marker={
-    "symbol": "circle-open", "size": 16, "color": GREEN, "line": {"width": 3}})  # fmt: skip
+    "symbol": "circle-open", "size": 16, "color": BLACK, "line": {"width": 3}})  # fmt: skip
 figure.update_yaxes(**log_ticks(tails[: len(t)])).show()
 
 say(
@@ -771,7 +754,7 @@ say(
 medians = pd.DataFrame({c: {k: np.median(qualities(R)) for k, (R, _) in seen[c].items()} for c in conditions})
 figure = chart(
     "A booster's quality, and the inputs", "κ, steps per round", "median γ (1: exact)",
-    f"{steps} steps in all, each run with its best learning rate", log="x",
+    note=f"{steps} steps in all, each run with its best learning rate", log="x",
 )  # fmt: skip
 for look, c in enumerate(conditions):
     line(figure, f"c = {c}", kappas, medians[c], look, mode="lines+markers", marker={"size": 9})
@@ -866,10 +849,10 @@ turns = by_chance(1, "cyclic", seed)
 # %% tags=["folded"]
 figure = chart(
     "Fewer modules a round, more rounds", "boosters made per module, T · L_s / N", "loss (1 = untrained)",
-    f"{blocks} modules with exact boosters; thin, same colour and dash: Bound 5", log="y",
+    note=f"{blocks} modules with exact boosters; thin, same colour and dash: Bound 5", log="y",
 )  # fmt: skip
 for look, (L_s, losses) in enumerate(chance.items()):
-    colour, dash = LOOKS[look]
+    colour, dash = COLOURS[look], DASHES[look]
     each = np.arange(len(losses)) * L_s / blocks
     line(figure, f"L_s = {L_s}{' (all)' if L_s == blocks else ', random'}", each, losses, look)
     bound = (1 - L_s / (blocks * size)) ** np.arange(len(losses))
