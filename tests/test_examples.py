@@ -15,6 +15,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -41,6 +42,10 @@ def as_a_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script.py"])
     before = sorted(p.name for p in FOLDER.iterdir() if p.name != "__pycache__")
+    forked.serve()
+    if importlib.util.find_spec("distributed"):  # Dask's workers need not import everything again
+        monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD", "forkserver")
+        importlib.import_module("dask.config").refresh()
     with torch.random.fork_rng():
         yield
     AcceleratorState._reset_state(True)  # a script may have asked for another precision

@@ -21,7 +21,7 @@ SMALL: dict[str, dict] = {
     "lora-ga": {"passes": 2},
     "gora": {"passes": 2, "r_min": 1, "r_max": 4},
     "adalora": {"target_rank": 1, "lr": 0.1},
-    "alora": {"every": 1, "score_rows": 4},
+    "alora": {"every": 2, "score_rows": 4},
     "beamlora": {"beam_every": 0.25, "lr": 0.01},
 }
 

@@ -14,6 +14,8 @@ from xgblora_lab.course.gallery import broken_links, gallery
 from xgblora_lab.course.lesson import Lesson, lesson
 from xgblora_lab.course.site import Part
 
+pytestmark = pytest.mark.usefixtures("offline_kernels")
+
 HEAD = """\
 # One & one
 

@@ -131,9 +131,10 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     page.evaluate("document.querySelector('[class^=g-x]').style.transform = ''")
     page.screenshot(path=ARTIFACTS / f"{name}-1280.png", full_page=True)
     assert violations(page) == []
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img class=wrong src=data:,>')")
-    assert violations(page) != []  # axe sees what is wrong
-    page.evaluate("document.querySelector('.wrong').remove()")
+    if name == "notebook":  # once: axe sees what is wrong
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img class=wrong src=data:,>')")
+        assert violations(page) != []
+        page.evaluate("document.querySelector('.wrong').remove()")
     page.emulate_media(color_scheme="dark")
     if name == "slides":
         printed = page.pdf()

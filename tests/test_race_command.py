@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import forked
 import pytest
 from tiny import save_tiny, tiny_llama
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from xgblora_lab.bench.records import History
 from xgblora_lab.cli import app
 from xgblora_lab.methods import METHODS
-from xgblora_lab.racing import cells
+from xgblora_lab.racing import cells, processes
 from xgblora_lab.racing.cells import Cell
 from xgblora_lab.racing.race import Race
 
@@ -39,7 +40,11 @@ def test_all_methods_make_one_table_with_a_row_each(tmp_path: Path) -> None:
     assert forwards["xgblora"] == 0
 
 
-def test_processes_share_the_runs_and_the_table_is_the_same(tmp_path: Path) -> None:
+def test_processes_share_the_runs_and_the_table_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked.serve()  # they take their work as spawned ones do, and need not import everything again
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda kind: forked.SERVER)
     for name, workers in (("two", "2"), ("one", "1")):
         arguments = ["race", *SHORT, "--methods", "xgblora,lora:r=2", "--max-length", "16"]
         done = CliRunner().invoke(app, [*arguments, "--workers", workers, "--out", str(tmp_path / name)])

@@ -20,6 +20,8 @@ from xgblora_lab.course import kernel, sources
 from xgblora_lab.course.execute import NotebookError, run_notebook
 from xgblora_lab.course.parameters import check_parameters, parameters_of
 
+pytestmark = pytest.mark.usefixtures("offline_kernels")
+
 PARAMETERS = """\
 profile: str = "laptop"  # "ci" | "laptop" | "classroom"
 rounds: int = 3  # how many
