@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def refusal(what: str, name: str | Path, error: BaseException) -> OSError | None
         ConnectionError where the hub is out of reach and its cache does not hold it. None where the reason is
         another one.
     """
-    # By name: their classes live in libraries that a model, or data, need not load.
+    # By name: the classes live in libraries that need not be loaded, and datasets leaves some in words alone.
     kinds = {kind.__name__ for reason in _reasons(error) for kind in type(reason).__mro__}
+    kinds.update(re.findall(r"\b\w+Error\b", str(error)))
     called, page = f"{str(name)!r}", f"{PAGES[what]}/{str(name).partition(':')[0]}"
     if "GatedRepoError" in kinds or "is a gated dataset" in str(error):
         return PermissionError(

@@ -223,20 +223,17 @@ def _read_hub(name: str) -> Source:
 
 
 def _loaded(repository: str, config: str | None) -> DatasetDict:
-    """From the hub; where it is out of reach from what it has left in its cache."""
+    """From the hub; where it is out of reach, from what it has left in its cache."""
     import datasets
 
     try:
         return datasets.load_dataset(repository, config)
     except (OSError, ValueError) as error:
-        folder = (
-            downloaded(repository)
-            if isinstance(refusal("data set", repository, error), ConnectionError)
-            else None
-        )
+        unreachable = isinstance(refusal("data set", repository, error), ConnectionError)
+        folder = downloaded(repository) if unreachable else None
         if folder is None:
             raise
-        return datasets.load_dataset(str(folder), config)
+    return datasets.load_dataset(str(folder), config)
 
 
 def _parted(table: Table, shares: tuple[float, ...], seed: int, name: str) -> list[Table]:
