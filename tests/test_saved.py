@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,7 @@ def test_rounds_go_on_where_they_were(told):
     assert told == []
     again = bench()
     assert again.history.rounds == first.history.rounds, "their seconds too: nothing was trained again"
-    assert told[0].startswith("2 of 4 rounds of this run lay in `runs/saved/xgblora-")
-    assert "goes on where it was" in told[0]
+    assert told[0].startswith("2 of 4 rounds of this run were trained before and lie in `runs/saved/xgblora-")
     again.run(progress=False)
     assert len(again.history) == 4
     alone = saved.Bench(tiny.tiny_llama(), ToyTask(), METHOD, **OPTIONS)
@@ -56,6 +56,21 @@ def test_rounds_go_on_where_they_were(told):
 
 class Watch(Hook):
     """Changes nothing but what is on record."""
+
+
+def written(code: str, cell: str) -> Hook:
+    """A hook whose class stands in a cell of the notebook."""
+    lines = f"class Note(Hook):\n    def measure(self, bench):\n        return {{'note': {code}}}\n"
+    linecache.cache[cell] = (len(lines), None, lines.splitlines(keepends=True), cell)
+    names = {"__name__": "__main__", "Hook": Hook}
+    exec(compile(lines, cell, "exec"), names)
+    return names["Note"]()
+
+
+def test_a_hook_that_was_corrected_is_measured_again():
+    bench(hooks=[written("1.0", "<cell 1>")]).run(progress=False)
+    assert len(bench(hooks=[written("1.0", "<cell 2>")]).history) == 4
+    assert len(bench(hooks=[written("2.0", "<cell 3>")]).history) == 0
 
 
 def test_whoever_changes_something_begins_anew(told, monkeypatch):
@@ -105,29 +120,29 @@ def test_a_race_runs_what_is_missing_alone(told, monkeypatch):
 
     monkeypatch.setattr(cells, "train", counting)
 
-    def contest(seeds=1, **options):
-        methods = [METHOD, LoRA(rank=1, steps_per_round=1)]
+    def contest(methods=(METHOD,), seeds=1, batch_size=2):
         options = {
             "steps": 2,
             "steps_per_round": 1,
-            "batch_size": 2,
             "lrs": (0.02,),
+            "batch_size": batch_size,
             "progress": False,
-        } | options
-        return saved.race(
-            tiny.tiny_llama(), ToyTask(), methods, seeds=seeds, hooks=lambda: [Probe()], **options
-        )
+        }
+        options |= {"hooks": lambda: [Probe()], "seeds": seeds}
+        return saved.race(tiny.tiny_llama(), ToyTask(), methods, **options)
 
     first = contest()
-    assert (len(trained), told) == (2, [])
+    assert (len(trained), told) == (1, [])
     again = contest()
-    assert len(trained) == 2
+    assert len(trained) == 1
     assert [h.to_dict() for h in again.histories] == [h.to_dict() for h in first.histories]
-    assert told[0].startswith("2 runs of this race lay in `runs/saved/race-")
+    assert told[0].startswith("1 of this race's runs were trained before")
     contest(seeds=2)
-    assert len(trained) == 4, "the second seed alone"
+    assert len(trained) == 2, "the second seed alone"
     contest(batch_size=3)
-    assert len(trained) == 6, "another race"
+    contest(methods=["lora:r=1"])
+    assert len(trained) == 4, "other races"
+    assert len(told) == 2
 
 
 def test_the_runner_gives_every_run_a_folder_of_its_own(tmp_path):

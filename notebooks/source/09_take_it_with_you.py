@@ -698,6 +698,7 @@ trainer = Trainer(
 loss_before = trainer.evaluate()["eval_loss"]
 trainer.train()
 loss_after = trainer.evaluate()["eval_loss"]
+callback.history.label = "XGBLoRA, inside Trainer"
 figures.loss(callback.history)
 
 # %%

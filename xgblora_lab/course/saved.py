@@ -94,11 +94,12 @@ def race(
     """
     make: Callable[[], Sequence[Hook]] = options.get("hooks", tuple)
     settings = {k: v for k, v in options.items() if k not in (*OPEN, *ELSEWHERE, "hooks")}
+    settings["methods"] = [m if isinstance(m, str) else [m.name, m.options(), m.lr] for m in methods]
     if isinstance(model, str | Path):
         settings["model"] = short_name(model)
     folder = _folder("race", settings, model_digest(model), data_digest(data), make())
     if folder is not None and (done := len(list(folder.glob("runs/*.json")))):
-        _tell(f"{done} runs of this race", folder)
+        _tell(f"{done} of this race's runs", folder)
     return race_anew(model, data, methods, **options, out=folder)
 
 
@@ -124,4 +125,4 @@ def _own_code(hooks: Iterable[Hook]) -> Iterable[str]:
 
 
 def _tell(what: str, folder: Path) -> None:
-    say(f"{what} lay in `{folder}`: this cell goes on where it was. To begin anew, delete the folder.")
+    say(f"{what} were trained before and lie in `{folder}`: this cell goes on. To begin anew, delete it.")
