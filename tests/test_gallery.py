@@ -52,7 +52,8 @@ def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
     one = write(
         tmp_path / "01_one.ipynb", HEAD, "Go on with [the next](02_two.ipynb#What-is-left).", code=FIGURE
     )
-    two = write(tmp_path / "02_two.ipynb", "# Two\n\n## What is left", "Back to [the first](01_one.ipynb).")
+    back = "Back to [the first](01_one.ipynb), or to [a lesson](00_start_here.ipynb) that is not here."
+    two = write(tmp_path / "02_two.ipynb", "# Two\n\n## What is left", back)
     part = Part("play", "Play & learn", "It moves.", lambda out: write(out.with_suffix(".html"), "# Play"))
     index = gallery(tmp_path / "site", [one, two], profile="ci", progress=False, parts=[part])
     assert sorted(path.name for path in index.parent.iterdir()) == [
@@ -70,7 +71,9 @@ def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
     first = (index.parent / "01_one.html").read_text(encoding="utf-8")
     assert 'class="plot plotly-graph-div"' in first
     assert 'href="02_two.html#What-is-left"' in first
-    assert "<pre>'ci'</pre>" in (index.parent / "02_two.html").read_text(encoding="utf-8")
+    second = (index.parent / "02_two.html").read_text(encoding="utf-8")
+    assert "<pre>'ci'</pre>" in second
+    assert '<a href="01_one.html">the first</a>, or to a lesson that is not here.' in second
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ def test_absent_data(tmp_path: Path) -> None:
         load_task(tmp_path, TOKENIZER)
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         load_task(tmp_path / "nothing.csv", TOKENIZER)
-    with pytest.raises(ValueError, match=r"No data set 'some/thing': .* is the network up"):
+    with pytest.raises(OSError, match="The hub could not be reached for 'some/thing'"):
         load_task("some/thing", TOKENIZER)
 
 

@@ -66,9 +66,9 @@ from xgblora_lab import (
     load,
     load_model,
     load_tokenizer,
-    race,
     spectra,
 )
+from xgblora_lab.course import saved
 from xgblora_lab.course.board import chart, line, pick, say
 from xgblora_lab.lowrank.booster import LowRank, attached, init_A
 
@@ -716,11 +716,15 @@ check.number(
 # LoRA trains its pairs on all four modules from the first step to the last. Same steps, same batches in the
 # same order. Every method tries every learning rate of one grid and is judged at its best.
 #
+# From here on training takes longer, so it is **saved**: each run of a race, each round of a bench. Has your
+# kernel been stopped, as free servers do after some idle minutes? Start it, run all cells again, and the
+# training goes on where it was. A changed setting begins anew.
+#
 # **Question.** Who wins on this task? What does the other one save?
 
 # %%
 loras = [LoRA(rank=rank, steps_per_round=steps_per_round) for rank in (1, 4)]
-contest = race(
+contest = saved.race(
     model, task, [method, *loras], lrs=lrs, seeds=1, steps=steps, batch_size=8,
     steps_per_round=steps_per_round, targets=targets, progress=bars,
 )  # fmt: skip
@@ -825,12 +829,12 @@ print(f"always the most frequent area: {chance:.3f}; frozen features and a linea
 
 # %%
 docs_options = {"steps": doc_rounds * doc_steps, "seed": seed, "data_seed": seed}
-docs_bench = Bench(reader, docs, LoRA(rank=4, steps_per_round=doc_steps, lr=0.003), **docs_options)
+docs_bench = saved.bench(reader, docs, LoRA(rank=4, steps_per_round=doc_steps, lr=0.003), **docs_options)
 docs_bench.run(progress=bars)
 by_lora = [scores["accuracy"] for scores in docs_bench.staged_evaluate("dev", limit=checked)]
 
 docs_method = XGBLoRA(steps_per_round=doc_steps, selection="all", lr=0.01)
-docs_bench = Bench(reader, docs, docs_method, **docs_options)
+docs_bench = saved.bench(reader, docs, docs_method, **docs_options)
 docs_bench.run(progress=bars)
 staged = [scores["accuracy"] for scores in docs_bench.staged_evaluate("dev", limit=checked)]
 noise = (frozen * (1 - frozen) / checked) ** 0.5

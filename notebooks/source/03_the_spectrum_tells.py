@@ -59,6 +59,7 @@ from xgblora_lab import (
     race,
     spectra,
 )
+from xgblora_lab.course import saved
 from xgblora_lab.course.board import chart, line, pick, say
 from xgblora_lab.racing.measures import Forgetting, Intruders, intruders
 from xgblora_lab.tasks.written import written
@@ -103,7 +104,8 @@ table.insert(0, "shape", [str(tuple(model.get_submodule(name).weight.shape)) for
 table
 
 # %% [markdown]
-# First the learning rate. Every method below gets its own, by the loss on held-out sequences.
+# First the learning rate. Every method below gets its own, by the loss on held-out sequences. These runs are
+# **saved**: after a restart of the kernel the search goes on where it was.
 
 
 # %%
@@ -112,7 +114,7 @@ def tuned(method: type, lrs: tuple[float, ...], **options) -> object:
     if len(lrs) == 1:
         print(f"{method.name}: learning rate {lrs[0]:g}, not tuned in this profile")
         return method(lr=lrs[0], **options)
-    found = race(
+    found = saved.race(
         model, task, [method(**options)], lrs=lrs, seeds=1, batch_size=8, steps=steps, targets=modules,
         progress=progress,
     )  # fmt: skip

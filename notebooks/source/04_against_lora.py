@@ -51,7 +51,8 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from xgblora_lab import LoRA, XGBLoRA, check, figures, load, race
+from xgblora_lab import LoRA, XGBLoRA, check, figures, load
+from xgblora_lab.course import saved
 from xgblora_lab.course.board import chart, line, pick, say
 
 logging.disable_progress_bar()  # of saving a tiny model
@@ -101,13 +102,14 @@ with torch.random.fork_rng(devices=[]):
     model = LlamaForCausalLM(config).eval()
 
 folder = tempfile.TemporaryDirectory()  # gone when the kernel stops
-model.save_pretrained(folder.name)
+home = f"{folder.name}/small"
+model.save_pretrained(home)
 
 # %%
 targets = ["o_proj", "down_proj"]
 secret = {"modules": targets, "rank": 16, "strength": 1.0, "length": 8, "sequences": sequences}
 track = {"steps": steps, "batch_size": 8, "targets": targets, "progress": progress, **secret}
-model, task = load(folder.name, "planted", seed=0, **secret)  # what the races' seed 0 sees
+model, task = load(home, "planted", seed=0, **secret)  # what the races' seed 0 sees
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters; changed: {', '.join(task.truth)}")
 sizes = {split: task.size(split) for split in ("train", "dev", "test")}
 print("sequences:", ", ".join(f"{size} {split}" for split, size in sizes.items()))
@@ -142,7 +144,7 @@ def named(found, given):
 
 # %%
 same = [XGBLoRA(steps_per_round=steps, selection="all"), LoRA(rank=1, steps_per_round=steps)]
-zero = named(race(folder.name, "planted", same, lrs=(0.03,), seeds=1, **track), ["one long round", lora_1])
+zero = named(saved.race(home, "planted", same, lrs=(0.03,), seeds=1, **track), ["one long round", lora_1])
 ends = [zero.chosen(label)[0].scores["dev"] for label in zero.labels]
 losses = [[loss for r in zero.chosen(label)[0] for loss in r.losses] for label in zero.labels]
 print(zero.table["dev relative"].to_string())
@@ -169,11 +171,12 @@ say(
 # learning rate? Is there a rate at which *another method wins*?
 #
 # The next cell is the whole race. It tries every learning rate with every method, and runs the best one
-# again with further seeds. Section 3 needs that. Here we look at the tries alone.
+# again with further seeds. Section 3 needs that. Here we look at the tries alone. Every finished run is
+# **saved**: after a restart of the kernel, run all cells again, and the race goes on where it was.
 
 # %%
 methods = [XGBLoRA(selection="all", **common), LoRA(rank=1, **common), LoRA(rank=rounds, **common)]
-contest = named(race(folder.name, "planted", methods, lrs=lrs, seeds=seeds, **track), names)
+contest = named(saved.race(home, "planted", methods, lrs=lrs, seeds=seeds, **track), names)
 
 tries = pd.DataFrame(
     {
@@ -479,7 +482,7 @@ by_budget = {}
 for count in budgets:
     runners = [XGBLoRA(selection="all", **common), LoRA(rank=1, **common), LoRA(rank=rounds, **common)]
     at = track | {"steps": count * kappa}
-    by_budget[count * kappa] = named(race(folder.name, "planted", runners, lrs=few_lrs, seeds=1, **at), names)
+    by_budget[count * kappa] = named(saved.race(home, "planted", runners, lrs=few_lrs, seeds=1, **at), names)
 
 lengths = pd.DataFrame(
     {budget: {n: r.chosen(n)[0].scores["test"] for n in names} for budget, r in by_budget.items()}
@@ -568,7 +571,7 @@ doc_kappa = doc_steps // 3
 doc_common = {"steps_per_round": doc_kappa}
 doc_names = ["XGBLoRA", lora_1, "LoRA, rank 8"]
 doc_runners = [XGBLoRA(selection="all", **doc_common), LoRA(rank=1, **doc_common), LoRA(**doc_common)]
-text_race = race(
+text_race = saved.race(
     reader, docs, doc_runners, lrs=doc_lrs, seeds=doc_seeds, steps=doc_steps, batch_size=16, limit=doc_limit,
     progress=progress,
 )  # fmt: skip

@@ -51,6 +51,7 @@ import torch
 from scipy import stats
 
 from xgblora_lab import Bench, Hook, LoRA, check, figures, load, make_method, matrix, race, spectra
+from xgblora_lab.course import saved
 from xgblora_lab.course.board import pick, say
 from xgblora_lab.figures._style import COLOURS, MARKERS, layout
 from xgblora_lab.methods import METHODS, GoRA, LoRAGA, RoRA
@@ -750,7 +751,8 @@ rounded
 # %% [markdown]
 # ## 8 · The race on the planted task
 #
-# Now all of them together, under one budget.
+# Now all of them together, under one budget. Every finished run is **saved**: after a restart of the kernel,
+# run all cells again, and the race goes on where it was.
 #
 # - The same steps, batches and maps for all; full fine-tuning alone moves every weight of the model.
 # - Each method has the same number of trials: learning rates a quarter decade apart, around *its own*
@@ -794,7 +796,7 @@ budget = {
 budget |= {"trials": trials, "seeds": seeds, "progress": progress}
 
 # %%
-found = race("lab", "planted", list(contenders.values()), steps=steps, **budget, **common)
+found = saved.race("lab", "planted", list(contenders.values()), steps=steps, **budget, **common)
 name_of = dict(zip(found.labels, contenders, strict=True))
 found.table.rename(index=name_of)
 
@@ -948,7 +950,7 @@ alike = [
     make_method(h.method, **(h.settings.options | {"lr": lora_lr}))
     for h in (found.chosen(label)[0] for label in found.labels)
 ]
-unfair = race("lab", "planted", alike, steps=steps, lrs=[lora_lr], **(budget | {"seeds": 1}), **common)
+unfair = saved.race("lab", "planted", alike, steps=steps, lrs=[lora_lr], **(budget | {"seeds": 1}), **common)
 
 # %% tags=["folded"]
 first_seed = {name_of[label]: found.chosen(label)[0].scores["test"] for label in found.labels}
@@ -990,7 +992,7 @@ say(
 
 # %%
 reader, docs = load("lab", "pydocs", kind="causal-lm", max_length=24, limit=300 if profile == "ci" else 3000)
-text = race(reader, docs, list(contenders.values()), steps=text_steps, **budget)
+text = saved.race(reader, docs, list(contenders.values()), steps=text_steps, **budget)
 text_name = dict(zip(text.labels, contenders, strict=True))
 text_gaps = against_lora(text, text_name)
 text.table.rename(index=text_name)

@@ -49,7 +49,8 @@ import torch
 from IPython.display import display
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xgblora_lab import Bench, Hook, XGBLoRA, check, planted, race
+from xgblora_lab import Bench, Hook, XGBLoRA, check, planted
+from xgblora_lab.course import saved
 from xgblora_lab.course.board import chart, line, pick, say
 
 torch.set_num_threads(1)  # the model is so small that a second thread costs more than it brings
@@ -74,7 +75,8 @@ sequences = 256 if profile == "ci" else 2048  # to train on
 #
 # The **plain setting**: boosters of rank 1 on all four modules, rounds of κ steps, everything else as it
 # comes. Each experiment turns one knob, and leaves the others. Every variant tries the same learning rates;
-# dev chooses, test is shown.
+# dev chooses, test is shown. All runs are **saved**: after a restart of the kernel, run all cells again, and
+# the experiments go on where they were.
 
 # %%
 config = LlamaConfig(
@@ -109,7 +111,7 @@ def plain(**knobs) -> XGBLoRA:
 
 def try_out(method: XGBLoRA):
     """A race of one: every learning rate, then the best with all seeds."""
-    return race(
+    return saved.race(
         model, task, [method], lrs=lrs, seeds=seeds, hooks=lambda: [Norms()], progress=progress, **track
     )
 

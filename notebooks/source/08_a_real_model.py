@@ -58,7 +58,8 @@ import torch
 from accelerate import Accelerator
 from IPython.display import display
 
-from xgblora_lab import Hook, LoRA, Probe, Spectrum, XGBLoRA, check, figures, load, load_tokenizer, race
+from xgblora_lab import Hook, LoRA, Probe, Spectrum, XGBLoRA, check, figures, load, load_tokenizer
+from xgblora_lab.course import saved
 from xgblora_lab.course.board import pick, say
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.tasks.scores import classification_scores
@@ -369,6 +370,10 @@ check.function(
 # Four **hooks** watch each run. `Probe` notes the dev scores after every round, `Spectrum` the singular
 # values. The other two are written here, because they are short: `Memory` notes what the GPU held, `Answers`
 # what the model says on test at the end. (Notebook 09 is about writing your own.)
+#
+# Every finished run is **saved** beside this notebook. Has your kernel been stopped in between, as free
+# servers do after some idle minutes? Start it and run all cells again: the contest goes on where it was, and
+# only the runs that are missing are trained. With other parameters it begins anew.
 
 
 # %%
@@ -402,7 +407,7 @@ contest = {
     "LoRA, rank 1": LoRA(rank=1, **common),
     "LoRA, rank 8": LoRA(rank=8, **common),
 }
-found = race(base, task, list(contest.values()), trials=trials, seeds=seeds, **run)
+found = saved.race(base, task, list(contest.values()), trials=trials, seeds=seeds, **run)
 names = dict(zip(found.labels, contest, strict=True))
 for history in found.histories:
     history.label = names[history.label]
@@ -415,7 +420,7 @@ for history in found.histories:
 # %%
 runs = {name: found.chosen(name) for name in names.values()}
 if head:
-    alone = race(base, task, [XGBLoRA(selection="all", **common)], lrs=(1e-12,), seeds=seeds, **run)
+    alone = saved.race(base, task, [XGBLoRA(selection="all", **common)], lrs=(1e-12,), seeds=seeds, **run)
     for history in alone.histories:
         history.label = "head alone"
     runs["head alone"] = alone.histories

@@ -17,7 +17,7 @@
 #
 # A lab is of little use if nothing gets out of it. Here a model is trained on a file of your own. It leaves
 # as an ordinary checkpoint and as a PEFT adapter, and answers over HTTP. Then the other direction: an
-# observer of your own, and a method of your own that races against LoRA.
+# observer of your own, a method of your own that races against LoRA, and a training loop of your own.
 #
 # **You will be able to**
 #
@@ -25,7 +25,8 @@
 # 2. export a merged checkpoint and a PEFT adapter, and prove that they are the model you trained;
 # 3. make the adapter smaller, and say what that costs;
 # 4. serve the model with the standard library;
-# 5. write a hook and a method, each on half a page.
+# 5. write a hook and a method, each on half a page;
+# 6. run boosting's rounds inside the `Trainer` of `transformers`.
 #
 # **Time.** {time}.
 #
@@ -57,7 +58,14 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import display
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 from transformers.utils import logging
 
 from xgblora_lab import (
@@ -65,6 +73,7 @@ from xgblora_lab import (
     Hook,
     LoRA,
     XGBLoRA,
+    XGBLoRACallback,
     check,
     figures,
     load,
@@ -654,6 +663,59 @@ check.choice(
 # the head would learn. This is why the random factor may be frozen and the zero one may not.
 
 # %% [markdown]
+# ## 8 · Your own training loop
+#
+# Perhaps you have a training loop already: the `Trainer` of `transformers`, with your collator, your logging
+# and your evaluation. Keep it. A **callback** brings the rounds into it. It attaches fresh boosters when a
+# round begins, and merges them when it ends.
+
+
+# %%
+def rows_of(split: str) -> list[dict]:
+    """The rows as `Trainer` takes them."""
+    return [{"input_ids": example.ids, "labels": example.label} for example in task.splits[split]]
+
+
+callback = XGBLoRACallback(method)
+arguments = TrainingArguments(
+    str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=16, seed=seed, report_to="none",
+    save_strategy="no", dataloader_pin_memory=False, disable_tqdm=not progress,
+)  # fmt: skip
+trainer = Trainer(
+    load_model("lab", task, seed=seed),
+    arguments,
+    data_collator=DataCollatorWithPadding(load_tokenizer("lab")),
+    train_dataset=rows_of("train"),
+    eval_dataset=rows_of("dev"),
+    callbacks=[callback],
+)
+
+# %% [markdown]
+# **Question.** `Trainer` evaluates with code of its own, which has never heard of boosters. Whose loss will
+# it report after the training, the base's or the tuned model's?
+
+# %%
+loss_before = trainer.evaluate()["eval_loss"]
+trainer.train()
+loss_after = trainer.evaluate()["eval_loss"]
+callback.history.label = "XGBLoRA, inside Trainer"
+figures.loss(callback.history)
+
+# %%
+on_bench = callback.bench.evaluate("dev")["loss"]
+say(
+    f"`Trainer`'s own evaluation on dev: {loss_before:.3f} nats before, {loss_after:.3f} after "
+    f"{len(callback.history)} rounds. The bench says {on_bench:.3f} for the same rows."
+)
+
+# %% [markdown]
+# The tuned model's. Between two rounds everything is merged, so that whoever looks finds ordinary weights. An
+# evaluation or a checkpoint that falls inside a round waits for its end.
+#
+# What remains is what a bench leaves: `callback.history`, `callback.ensemble`, and `callback.bench`, which
+# rewinds and exports. After a stop, `trainer.train(resume_from_checkpoint=True)` goes on to the same curve.
+
+# %% [markdown]
 # ## What to take away
 #
 # - A file with two columns is enough; the lab refuses what it cannot use, with a sentence.
@@ -662,6 +724,7 @@ check.choice(
 # - Cutting the rank has a price that the spectrum tells beforehand. What it costs in answers is measured.
 # - A hook looks and changes nothing, and a run with it is the run without it.
 # - A method is its difference from another one.
+# - The rounds also run inside `Trainer`, which sees ordinary weights between them.
 #
 # **Try it.** Give section 1 a file of yours. Write a hook that keeps the number of the dev row with the
 # largest loss in each round (`bench.task.predict` and `labels`). Freeze *A* at the leading directions of the
@@ -695,6 +758,9 @@ assert refused[0] == 400
 head = sum(p.numel() for p in bench.head.values())
 assert frozen[-1].peak_parameters == head + sum(4 * d for d, _ in bench.ensemble.shapes.values())
 assert frozen[-1].optimizer_bytes < joint[-1].optimizer_bytes
+# Section 8: Trainer and bench see the same model, and it is not the base.
+assert len(callback.history) == bench.planned_rounds
+assert abs(loss_after - on_bench) < 1e-3 < 1e-2 < loss_before - loss_after
 del METHODS[LoRAFA.name]
 scratch.cleanup()
 assert not folder.exists()

@@ -156,6 +156,9 @@ class _Page(HTMLParser):
 
 
 def _linked(page: str, names: list[str]) -> str:
-    """The page with its links to the gallery's notebooks leading to their pages."""
+    """The page with its links to the gallery's notebooks leading to their pages, and none to our others."""
     known = "|".join(map(re.escape, names))
-    return re.sub(rf'(<a [^>]*href="(?:\./)?(?:{known}))\.ipynb(?=["#])', r"\1.html", page)
+    page = re.sub(rf'(<a [^>]*href="(?:\./)?(?:{known}))\.ipynb(?=["#])', r"\1.html", page)
+    others = "|".join(re.escape(path.stem) for path in sources.shipped() if path.stem not in names)
+    link = rf'<a [^>]*href="(?:\./)?(?:{others})\.ipynb["#][^>]*>(.*?)</a>'
+    return re.sub(link, r"\1", page, flags=re.DOTALL) if others else page

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
 
+RUNS = "XGBLORA_LAB_RUNS"  # the environment variable that says where `saved` puts what a lesson trains
 _PREFIX = "xgblora-lab-run-"
 _YOUNG = 60  # seconds in which a folder may be there before its lock is
 
@@ -73,7 +74,8 @@ def kernel_manager(usage: dict[str, float], scratch: Path) -> type:
         def kernel_spec(self) -> KernelSpec:
             # figures as data: small notebooks, and `to_html` draws them
             command = get_kernel_dict(extra_arguments=["--ext", "xgblora_lab.course.watch_hooks"])
-            return KernelSpec(**command, env={"PLOTLY_RENDERER": "plotly_mimetype"})
+            env = {"PLOTLY_RENDERER": "plotly_mimetype", RUNS: str(scratch / "runs")}  # every run trains anew
+            return KernelSpec(**command, env=env)
 
         async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             with suppress(OSError):  # the kernel may be gone

@@ -14,6 +14,7 @@ from xgblora_lab.disk import digest, digest_of
 from xgblora_lab.tasks.checkpoint import load_config, location
 from xgblora_lab.tasks.identity import rows_of
 from xgblora_lab.tasks.rows import local_path
+from xgblora_lab.tasks.safe import file_of
 from xgblora_lab.tasks.tables import READERS
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ def model_digest(model: str | Path | nn.Module) -> str:
         if owner is not None and owner.bench is not None:
             owner.bench.close()
         return digest([("class", type(model).__qualname__), *model.state_dict().items()])
-    config, place = load_config(model), Path(location(model))
+    load_config(model)  # says clearly what is wrong with a folder or a hub id
+    place = Path(location(model))
     if not place.is_dir():
-        return digest([("name", str(model)), ("revision", str(getattr(config, "_commit_hash", None)))])
+        found = file_of(str(model), "config.json")  # in the hub's cache, below the name of the commit
+        return digest([("name", str(model)), ("revision", found.parent.name if found else "")])
     return _files(p for p in place.iterdir() if p.suffix in MODEL_FILES)
 
 

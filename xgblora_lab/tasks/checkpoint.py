@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xgblora_lab.tasks.hub import refusal
 from xgblora_lab.tasks.limits import shown
 from xgblora_lab.tasks.rows import HUB_ID, local_path
 from xgblora_lab.tasks.safe import check_config, read_object
@@ -33,9 +34,9 @@ def load_config(name: str | Path) -> PretrainedConfig:
     Raises
     ------
     FileNotFoundError
-        Where there is no such folder, or it holds no config.json.
+        Where there is no such folder, it holds no config.json, or the hub has no such model.
     OSError
-        Where the hub cannot be reached and its cache does not hold the model.
+        Where the hub cannot be reached and its cache does not hold the model, or the model is gated.
     ValueError
         Where what is found is no configuration that transformers knows, or one that `safe` refuses.
     """
@@ -53,11 +54,8 @@ def load_config(name: str | Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # of many classes, where a value has another type than transformers expects
-        if "connect" in str(error) or "offline" in str(error):
-            raise OSError(
-                f"The hub could not be reached for {name!r}, and it is not in the local cache; "
-                'use a local folder or the embedded "lab" model.'
-            ) from error
+        if (refused := refusal("model", name, error)) is not None:
+            raise refused from error
         raise ValueError(f"{name!r} gives no model configuration: {first_line(error)}") from error
     check_config(name, config)
     return config
@@ -79,9 +77,9 @@ def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
     Raises
     ------
     FileNotFoundError
-        Where there is no such folder, or it holds no configuration or no tokenizer.
+        Where there is no such folder, or no configuration or tokenizer in it; or the hub has no such model.
     OSError
-        Where the hub cannot be reached and its cache does not hold the model.
+        Where the hub cannot be reached and its cache does not hold the model, or the model is gated.
     ValueError
         Where the tokenizer cannot be read, or has neither a pad nor an end-of-text token.
     """
@@ -96,6 +94,8 @@ def load_tokenizer(name: str | Path = "lab") -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         tokenizer("a")
     except Exception as error:  # of many classes, the reader's own among them
+        if (refused := refusal("model", name, error)) is not None:
+            raise refused from error
         raise ValueError(
             f"The tokenizer of {name} could not be read; save the model's tokenizer into the folder anew. "
             f"transformers says: {first_line(error)}"

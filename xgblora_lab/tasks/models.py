@@ -15,6 +15,7 @@ import torch
 
 from xgblora_lab.stored import keep_stored
 from xgblora_lab.tasks.checkpoint import PRETRAIN, first_line, load_config, load_tokenizer, location
+from xgblora_lab.tasks.hub import refusal
 from xgblora_lab.tasks.limits import whole
 from xgblora_lab.tasks.planted import planted
 from xgblora_lab.tasks.safe import check_files
@@ -88,7 +89,8 @@ def load_model(
     FileNotFoundError
         Where there is no model at `name`.
     OSError
-        Where the hub cannot be reached, or the checkpoint has no weights in safetensors files.
+        Where the hub cannot be reached and its cache does not hold the model, the model is gated, or it has
+        no weights in safetensors files.
     ValueError
         Where the kind, the dtype, the seed or the number of labels cannot be used, the model cannot do this
         kind, the checkpoint is damaged, lacks weights other than a head's, has more layers than its
@@ -132,6 +134,8 @@ def load_model(
                 output_loading_info=True,
             )
         except Exception as error:  # of many classes: damaged files, sizes that do not fit each other
+            if (refused := refusal("model", name, error)) is not None:
+                raise refused from error
             raise (OSError if isinstance(error, OSError) else ValueError)(
                 f"{name} could not be loaded for {kind}: it needs weights in safetensors files and an "
                 f"architecture that transformers knows for it. transformers says: {first_line(error)}"

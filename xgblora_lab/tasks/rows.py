@@ -6,11 +6,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xgblora_lab.tasks.hub import downloaded, refusal
 from xgblora_lab.tasks.limits import shown, whole
 from xgblora_lab.tasks.tables import READERS, Table, read_table
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 SPLITS = {  # what a file or a hub split may be called
     "train": ("train", "training"),
@@ -62,10 +67,12 @@ def read(data: str | Path, seed: int = 0) -> Source:
     Raises
     ------
     FileNotFoundError
-        Where no file or folder is at a path, or the folder has no train file.
+        Where no file or folder is at a path, the folder has no train file, or the hub no such data set.
+    OSError
+        Where the hub cannot be reached and its cache does not hold the data, or they are gated.
     ValueError
-        Where a file cannot be read, a split has no rows or several files, there are too few rows to hold some
-        out, or the hub has no such data set.
+        Where a file or the hub's data cannot be read, a split has no rows or several files, or there are too
+        few rows to hold some out.
     """
     whole("seed", seed, 0)
     path = local_path(data)
@@ -188,12 +195,13 @@ def _read_hub(name: str) -> Source:
         raise FileNotFoundError(f"{name!r} is a format and no data set; give the path of a file in it.")
     repository, _, config = name.partition(":")
     try:
-        found = datasets.load_dataset(repository, config or None)
+        found = _loaded(repository, config or None)
     except (OSError, ValueError, RuntimeError) as error:
+        if (refused := refusal("data set", name, error)) is not None:
+            raise refused from error
         raise ValueError(
-            f"No data set {name!r}: it is no local path, and the hub gave none; is the network up? "
-            "(A configuration is written name:config, as in nyu-mll/glue:sst2.) "
-            f"datasets says: {str(error).strip().splitlines()[0]}"
+            f"The data set {name!r} could not be read; a configuration is written behind a colon, as in "
+            f"nyu-mll/glue:sst2. datasets says: {' '.join(str(error).split())[:600]}"
         ) from error
     source = Source({})
     for split in SPLITS:
@@ -212,6 +220,20 @@ def _read_hub(name: str) -> Source:
     if "train" not in source.splits:
         raise ValueError(f"The data set {name!r} has no train split; it has {', '.join(found)}.")
     return source
+
+
+def _loaded(repository: str, config: str | None) -> DatasetDict:
+    """From the hub; where it is out of reach, from what it has left in its cache."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(repository, config)
+    except (OSError, ValueError) as error:
+        unreachable = isinstance(refusal("data set", repository, error), ConnectionError)
+        folder = downloaded(repository) if unreachable else None
+        if folder is None:
+            raise
+    return datasets.load_dataset(str(folder), config)
 
 
 def _parted(table: Table, shares: tuple[float, ...], seed: int, name: str) -> list[Table]:

@@ -114,11 +114,11 @@ def check_files(name: str | Path, place: str) -> None:
         Where the index of the weights names another kind of file or another folder, or the checkpoint is a
         PEFT adapter, which may bring pickled weights.
     """
-    if _file(place, ADAPTER) is not None:
+    if file_of(place, ADAPTER) is not None:
         raise ValueError(
             f"{name} is a PEFT adapter and no model; merge it into its base and give the result's folder."
         )
-    index = _file(place, INDEX)
+    index = file_of(place, INDEX)
     if index is None:
         return
     shards = read_object(index).get("weight_map")
@@ -132,8 +132,8 @@ def check_files(name: str | Path, place: str) -> None:
             )
 
 
-def _file(place: str, name: str) -> Path | None:
-    """A file of a checkpoint, or None."""
+def file_of(place: str, name: str) -> Path | None:
+    """A file of a checkpoint: in its folder, or, for a hub id, in the folder of its newest revision."""
     if Path(place).is_dir():
         path = Path(place) / name
         return path if path.is_file() else None

@@ -291,8 +291,8 @@ def load_task(
 
     Raises
     ------
-    FileNotFoundError
-        Where the data, or the lab model's tokenizer, is not there.
+    FileNotFoundError, OSError
+        Where the data, or the lab model's tokenizer, is not there, is gated, or the hub cannot be reached.
     TypeError
         For an argument that does not exist.
     ValueError
