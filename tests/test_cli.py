@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from xgblora_lab import cli
 from xgblora_lab.course import gallery as gallery_room
 from xgblora_lab.course import serve, sources
-from xgblora_lab.course.site import PACK
+from xgblora_lab.course.pack import ARCHIVE
 
 SOURCE = """\
 # %% [markdown]
@@ -148,7 +148,7 @@ def check_site(site: Path) -> None:
             r"""<(?:script|img|iframe|link)[^>]+(?:src|href)=["'](?!data:|#)\w+://""", text
         ), page
     assert "Bench.rewind" in (site / "reference" / "xgblora_lab.html").read_text(encoding="utf-8")
-    with zipfile.ZipFile(site / "teachers" / PACK) as pack:
+    with zipfile.ZipFile(site / "teachers" / ARCHIVE) as pack:
         assert pack.namelist()[:2] == ["README.md", "00_start_here.ipynb"]
         assert b"For instructors" in pack.read("README.md")
 
