@@ -15,10 +15,12 @@ from pathlib import Path
 from xgblora_lab.course import sources
 
 SPOKEN = 130  # words a minute
+HEARD = 40  # seconds to hear two guesses, after each question
+BREAK = "break"
 _LABELS = "Say|Ask|Run|Before|Expect|If it fails"
 _FIELD = re.compile(rf"^\*\*({_LABELS})\.\*\* (.+?)(?=^\*\*(?:{_LABELS})\.\*\*|\Z)", re.M | re.S)
-_ROW = re.compile(r"^\| (\d+) \| (\d\d · [^|]+?) \|(.*)\|$", re.M)
-_TASK = re.compile(r"(poll|exercise) ([\d.]+)(?: (together|by hands))?, (\d+)")
+_ROW = re.compile(rf"^\| (\d+) \| (\d\d · [^|]+?|{BREAK}) \|(.*)\|$", re.M)
+_TASK = re.compile(r"(poll|exercise) ([\d.]+)(?: (alone|together|by hands))?, (\d+)")
 _MINUTES = re.compile(r" \((\d+) minutes, \w+\)$")
 
 
@@ -48,18 +50,23 @@ class Entry:
         return sum(map(int, found))
 
     @property
-    def talking(self) -> float:
-        """Minutes of speech."""
-        return sum(len(text.split()) for text in self.of("Say", "Ask")) / SPOKEN
+    def spent(self) -> dict[str, float]:
+        """Minutes of talking (words on the picture included), of waiting for and hearing guesses, of computing."""
+        asked = self.seconds("Ask") + HEARD * len(self.of("Ask"))
+        return {
+            "talking": sum(len(text.split()) for text in self.of("Say", "Ask", "Expect")) / SPOKEN,
+            "guesses": asked / 60,
+            "computing": self.seconds("Run") / 60,
+        }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a class: its minutes, the place it goes to, and the minutes of its polls and exercises."""
+    """A line of a class: its minutes, the place it goes to, and its polls and exercises."""
 
     minutes: int
     place: str
-    tasks: tuple[tuple[str, str, str, int], ...]  # kind, number, how ("" is alone), minutes
+    tasks: tuple[tuple[str, str, str, int], ...]  # kind, number, how, minutes
 
 
 def entries(text: str) -> dict[str, Entry]:
@@ -85,14 +92,13 @@ def entry_of(place: str, script: Mapping[str, Entry]) -> Entry | None:
 def played(plan: Iterable[Row], script: Mapping[str, Entry]) -> str:
     """Say in a sentence how the minutes of a class are spent."""
     plan = list(plan)
-    parts = [entry for row in plan if (entry := entry_of(row.place, script))]
-    spent = {
-        "talking": sum(entry.talking for entry in parts),
-        "waiting for guesses": sum(entry.seconds("Ask") for entry in parts) / 60,
-        "computing": sum(entry.seconds("Run") for entry in parts) / 60,
-        "polls and exercises": sum(minutes for row in plan for *_, minutes in row.tasks),
-    }
-    listed = ", ".join(f"{name} {minutes:.0f}" for name, minutes in spent.items())
+    spent = dict.fromkeys(("talking", "guesses", "computing"), 0.0)
+    for entry in (entry_of(row.place, script) for row in plan):
+        for name, minutes in entry.spent.items() if entry else ():
+            spent[name] += minutes
+    spent["polls and exercises"] = sum(minutes for row in plan for *_, minutes in row.tasks)
+    spent[BREAK] = sum(row.minutes for row in plan if row.place == BREAK)
+    listed = ", ".join(f"{name} {minutes:.0f}" for name, minutes in spent.items() if minutes)
     return f"In minutes: {listed}; together {sum(spent.values()):.0f} of {sum(row.minutes for row in plan)}."
 
 
@@ -152,10 +158,10 @@ def _class(path: Path, script: Mapping[str, Entry], known: set[str]) -> Iterable
     for row in plan:
         entry = entry_of(row.place, script)
         if entry is None:
-            yield f"script.md has no entry for {row.place}."
+            if row.place != BREAK:
+                yield f"script.md has no entry for {row.place}."
             continue
-        needed = entry.talking + (entry.seconds("Ask") + entry.seconds("Run")) / 60
-        needed += sum(minutes for *_, minutes in row.tasks)
+        needed = sum(entry.spent.values()) + sum(minutes for *_, minutes in row.tasks)
         if needed > row.minutes:
             yield f"{row.place} needs {needed:.1f} minutes and has {row.minutes}."
         for kind, number, how, minutes in row.tasks:
@@ -175,5 +181,5 @@ def _task(
     alone = _MINUTES.search(found[0]) if found else None
     if alone is None:
         yield f"notebook {notebook} has no exercise {number}."
-    elif not how and minutes < int(alone[1]):
+    elif how == "alone" and minutes < int(alone[1]):
         yield f"exercise {number} of notebook {notebook} takes {alone[1]} minutes alone, not {minutes}."
