@@ -102,6 +102,7 @@ def board(
     best = XGBLoRA(steps_per_round=kappa, schedule="constant", lr=runs["boost"].settings.lr)
     with Bench(model, task, best, steps=steps, batch_size=1, hooks=[Spectrum()]) as bench:
         history = bench.run(progress=False)
+        history.label = "Boosting"
         pair = bench.ensemble[0]["matrix"]
     _check(races, rounds, size)
     return Board(
@@ -263,7 +264,7 @@ def _stairs(races: _Races, rounds: int, kappa: int) -> Figure:
     line(plot, "best of rank t, when t rounds are done", edges, tails, mode="markers", marker=rings)
     plot.update_xaxes(tickvals=edges, showgrid=True)
     worst = max(curve[edge] / tail for edge, tail in zip(edges, tails, strict=True)) - 1
-    text = f"{rounds} rounds of {kappa} steps. No round ends more than {worst:.1%} above its tail."
+    text = f"{rounds} rounds of {kappa} steps. No round ends more than {worst:.2%} above its tail."
     return Figure(plot, text, pd.DataFrame())
 
 

@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Minutes of talking (words on the picture included), of waiting for and hearing guesses, of computing."""
+        """Minutes of talking (on the picture too), of waiting for and hearing guesses, of computing."""
         asked = self.seconds("Ask") + HEARD * len(self.of("Ask"))
         return {
             "talking": sum(len(text.split()) for text in self.of("Say", "Ask", "Expect")) / SPOKEN,
