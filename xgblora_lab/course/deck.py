@@ -235,8 +235,8 @@ def _tail(races: _Races, rounds: int) -> Figure:
 def _floor(plot: go.Figure, races: _Races, rank: int) -> None:
     plot.add_hline(y=races.tails[rank], line={"color": GREY, "width": 1})
     plot.add_annotation(
-        x=0, xref="paper", y=np.log10(races.tails[rank]), text=f"best of rank {rank}", showarrow=False,
-        font_color=GREY, xanchor="left", yanchor="bottom",
+        x=1, xref="paper", y=np.log10(races.tails[rank]), text=f"best of rank {rank}", showarrow=False,
+        font_color=GREY, xanchor="right", yanchor="bottom",
     )  # fmt: skip
 
 

@@ -87,6 +87,9 @@ def _class(plan: str, text: str, lessons: Path) -> str:
     intro = re.split(r"(?m)^## ", text)[0].split("\n", 1)[1].strip()
     parts = [plan, "## How to read it", intro]
     for row in script.rows(plan):
+        if row.place == script.BREAK:
+            parts.append(f"## Break ({row.minutes} minutes)")
+            continue
         entry = script.entry_of(row.place, entries)
         if entry is None:
             raise KeyError(f"script.md has no entry for {row.place}.")
