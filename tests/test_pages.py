@@ -103,9 +103,20 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfinished", lambda request: asked.append(request.url.partition(":")[0]))
     page.goto(pages[name].as_uri())
-    if name in ("index", "handout", "script"):  # words alone
+    if name in (
+        "deck",
+        "index",
+        "handout",
+        "script",
+    ):  # made of the same templates as the others, or of words
+        if name == "deck":
+            page.locator(".plot .main-svg").last.wait_for(state="attached", timeout=120_000)
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(COLLISIONS) == []
+        assert errors == []
+        if name == "deck":
+            assert sheets(page.pdf()) == page.locator(".slide").count()
         if name == "handout":
             assert sheets(page.pdf(prefer_css_page_size=True)) == 2
             page.evaluate(
@@ -149,7 +160,7 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     assert violations(page) != []  # axe sees what is wrong
     page.evaluate("document.querySelector('.wrong').remove()")
     page.emulate_media(color_scheme="dark")
-    if name in ("slides", "deck"):
+    if name == "slides":
         assert sheets(page.pdf()) == page.locator(".slide").count()
     context.close()
 

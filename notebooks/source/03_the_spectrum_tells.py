@@ -787,7 +787,7 @@ assert median[lora_label]["alignment"] > median["full"]["alignment"]
 assert comparison["peak parameters"].idxmin() == "XGBLoRA"
 # Section 7: full fine-tuning's update has the longer tail; the leading directions agree beyond chance.
 assert spread["full"]["effective rank"] > 3 * spread["XGBLoRA"]["effective rank"]
-assert (agreement[rank] < 0.9).all()
+assert max(bent[rank], with_full[rank], with_truth[rank]) < 0.9
 assert (agreement[1] > 5 * pd.Series(chance).median() / rank).all()
 # Section 8: the planted update is made of directions that the base does not know, and costs what it knew.
 assert ends.loc["teacher"].iloc[0] > 1
