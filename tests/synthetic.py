@@ -1,9 +1,10 @@
-"""Histories that look like a run's, made without training, for the tests of figures and reports."""
+"""Histories that look like a run's, made without training, and the smallest board of a teacher's deck."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,11 @@ def cells() -> list[dict[str, float]]:
     """Ratios that fall with steepness and rise with the budget."""
     rows = [(s, b) for s in (0.5, 1.0, 2.0) for b in (100, 400, 1600)]
     return [{"steepness": s, "budget": b, "ratio": (b / 400) ** 0.4 / s**0.7} for s, b in rows]
+
+
+@cache
+def small_board() -> Any:
+    """What the teacher's deck shows, from runs of 120 steps on a matrix of eight rows."""
+    from xgblora_lab.course.deck import board
+
+    return board(size=8, rounds=2, kappa=60, lrs=(0.1,))

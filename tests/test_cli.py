@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from xgblora_lab import cli
 from xgblora_lab.course import gallery as gallery_room
 from xgblora_lab.course import serve, sources
-from xgblora_lab.course.site import PACK
+from xgblora_lab.course.pack import ARCHIVE
 
 SOURCE = """\
 # %% [markdown]
@@ -107,6 +107,7 @@ CHEAP = {  # what an example is given besides, so that it takes little; the last
 def test_every_example_of_the_help_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(sources.folder(), tmp_path / "notebooks")
     monkeypatch.setattr(sources, "folder", lambda: tmp_path / "notebooks")
+    monkeypatch.setattr("xgblora_lab.course.pack.board", synthetic.small_board)
     monkeypatch.chdir(tmp_path)
     opened: list[Path] = []
     monkeypatch.setattr(cli, "_jupyterlab", lambda path, *rest: opened.append(path))
@@ -148,8 +149,8 @@ def check_site(site: Path) -> None:
             r"""<(?:script|img|iframe|link)[^>]+(?:src|href)=["'](?!data:|#)\w+://""", text
         ), page
     assert "Bench.rewind" in (site / "reference" / "xgblora_lab.html").read_text(encoding="utf-8")
-    with zipfile.ZipFile(site / "teachers" / PACK) as pack:
-        assert pack.namelist()[:2] == ["README.md", "00_start_here.ipynb"]
+    with zipfile.ZipFile(site / "teachers" / ARCHIVE) as pack:
+        assert {"quiz.md", "00_start_here.ipynb"} <= set(pack.namelist())
         assert b"For instructors" in pack.read("README.md")
 
 
@@ -167,7 +168,8 @@ def cut(whole: Path, home: Path) -> None:
         target = home / path.relative_to(whole)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, target)
-    shutil.copyfile(whole / "instructor" / "README.md", home / "instructor" / "README.md")
+    for path in whole.glob("instructor/*.md"):
+        shutil.copyfile(path, home / path.relative_to(whole))
 
 
 def test_the_shell_completes_commands() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import axe_playwright_python
 import nbformat
 import pytest
-from synthetic import history, race
+from synthetic import history, race, small_board
 
 from xgblora_lab import figures
+from xgblora_lab.course import sources
 from xgblora_lab.course.gallery import gallery
+from xgblora_lab.course.pack import pack
 from xgblora_lab.course.pages import to_html
 from xgblora_lab.course.site import Part
 from xgblora_lab.report import report, slides
@@ -74,17 +76,22 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     run = history(rounds=8, label=EVIL, data=EVIL)
     (folder / "notebook.html").write_text(notebook_page(EVIL, spoilt=True), encoding="utf-8")
+    taught = folder / "site" / "teachers"
+    pack(sources.folder() / sources.INSTRUCTOR, taught, small_board())
     part = Part("a", "A part", "It is here.", lambda out: report(run, out.with_suffix(".html")))
     return {
         "index": gallery(folder / "site", [], parts=[part]),
         "report": report([run, *race(seeds=1)], folder / "report.html"),
         "slides": slides(run, folder / "slides.html"),
         "notebook": folder / "notebook.html",
+        "deck": taught / "deck.html",
+        "handout": taught / "handout.html",
+        "script": taught / "script_45.html",
     }
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["report", "slides", "notebook", "index"])
+@pytest.mark.parametrize("name", ["report", "slides", "notebook", "deck", "index", "handout", "script"])
 def test_no_script_from_outside_runs_and_the_page_fits(
     pages: dict[str, Path], browser: Any, name: str
 ) -> None:
@@ -96,8 +103,26 @@ def test_no_script_from_outside_runs_and_the_page_fits(
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfinished", lambda request: asked.append(request.url.partition(":")[0]))
     page.goto(pages[name].as_uri())
-    if name == "index":
+    if name in (
+        "deck",
+        "index",
+        "handout",
+        "script",
+    ):  # made of the same templates as the others, or of words
+        if name == "deck":
+            page.locator(".plot .main-svg").last.wait_for(state="attached", timeout=120_000)
         assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(COLLISIONS) == []
+        assert errors == []
+        if name == "deck":
+            assert sheets(page.pdf()) == page.locator(".slide").count()
+        if name == "handout":
+            assert sheets(page.pdf(prefer_css_page_size=True)) == 2
+            page.evaluate(
+                "document.querySelector('main').append(document.querySelector('main').cloneNode(true))"
+            )
+            assert sheets(page.pdf(prefer_css_page_size=True)) > 2  # what does not fit is seen
         context.close()
         return
     page.locator(".plot .main-svg").last.wait_for(state="attached", timeout=120_000)
@@ -137,10 +162,13 @@ def test_no_script_from_outside_runs_and_the_page_fits(
         page.evaluate("document.querySelector('.wrong').remove()")
     page.emulate_media(color_scheme="dark")
     if name == "slides":
-        printed = page.pdf()
-        count = page.locator(".slide").count()
-        assert len(re.findall(rb"/Type\s*/Page\b", printed)) == count
+        assert sheets(page.pdf()) == page.locator(".slide").count()
     context.close()
+
+
+def sheets(printed: bytes) -> int:
+    """The pages of a PDF."""
+    return len(re.findall(rb"/Type\s*/Page\b", printed))
 
 
 def wait(page: Any, done: Callable[[], bool]) -> None:

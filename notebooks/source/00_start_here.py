@@ -27,8 +27,8 @@ first_look()
 # %% [markdown]
 # What you see: a matrix of 16 × 16 numbers is to be found. In each **round** a very thin matrix of rank 1, a
 # **booster**, is trained and added. The residual loss falls, and the spectrum of the sum grows by one
-# singular value, until it lies on the dotted target. The dashed lines are LoRA of rank 4 after as many steps:
-# quick at first, and at its end when its four directions are found.
+# singular value, towards the dotted target. The dashed lines are LoRA of rank 4 after as many steps. Which of
+# the two is ahead after one round, and which after twelve?
 #
 # Try: change the learning rate or the rank of the next round; go back with the slider and *Rewind to here*;
 # drop a booster and look at what is missing; *Undo* it. *Keep to compare* and *Reset*, and try another way.
@@ -192,6 +192,7 @@ say(f"The loss fell from {losses[0]:.3f} to {losses[-1]:.3f} in {rounds} rounds 
 
 # %% tags=["folded"]
 update = bench.update("matrix")
+assert torch.linalg.matrix_rank(update) == rounds, "Each round should have added one direction."
 bench.rewind(2)
 assert torch.equal(bench.update("matrix"), bench.ensemble.update("matrix", 2))
 for _ in bench.rounds():  # the same rounds again

@@ -221,10 +221,12 @@ def start_of_A(rank: int, t: int = 0) -> torch.Tensor:
 inputs = torch.eye(size)  # every unit vector once: the output is then the weight itself
 pair = LoRALinear(torch.zeros(size, size), start_of_A(1))
 print("a fresh pair changes:", float((pair(inputs) - inputs @ pair.W.T).detach().abs().max()))
+reached = {}
 for name, A in (("A random", start_of_A(1)), ("A zero too", torch.zeros(1, size))):
     pair = LoRALinear(torch.zeros(size, size), A)
     (0.5 * (pair(inputs) - target.T).square().sum()).backward()
-    print(f"{name}: |gradient of A| = {pair.A.grad.norm():.3f}, |gradient of B| = {pair.B.grad.norm():.3f}")
+    reached[name] = [float(part.grad.norm()) for part in (pair.A, pair.B)]
+    print(f"{name}: |gradient of A| = {reached[name][0]:.3f}, |gradient of B| = {reached[name][1]:.3f}")
 
 # %% [markdown]
 # A fresh pair changes nothing, since BA = 0. In the first step only B has a gradient. With both at zero
@@ -710,7 +712,9 @@ check.number(
 # %% tags=["folded"]
 # Section 2: greedy and joint agree when boosters are exact.
 assert np.allclose(by_hand, tails, rtol=1e-4)
-# Section 3: fifteen lines and the library agree.
+# Section 3: of a fresh pair only B has a gradient, with A at zero neither; your lines and the library agree.
+assert reached["A random"][0] == 0 < reached["A random"][1]
+assert reached["A zero too"] == [0, 0]
 assert loss_gap < 1e-3
 assert weight_gap < 1e-3
 # Section 4: LoRA stops on the tail of its rank; at full rank there is none.
@@ -720,6 +724,12 @@ assert final(lora[size]) < 0.01 * relative_floor[rounds]
 assert all(0.999 < a / b < 1.05 for a, b in zip(staircase, tails, strict=True))
 assert [spectra.numerical_rank(s, shape=(size, size)) for s in staged] == list(range(rounds + 1))
 assert error[0] < 0.01
+assert all((staged[t + 1 :, t] / staged[t + 1, t] - 1).abs().max() < 0.05 for t in range(rounds))  # they stay
+effective = [spectra.effective_rank(s) for s in staged[1:]]
+assert max(np.diff(effective)) < 1  # more slowly than the rank
+path = curve(bench.history)
+middles = path[steps_per_round // 2 :: steps_per_round]  # a round's first half brings most of its fall
+assert all(a - b > 2 * (b - c) for a, b, c in zip(staircase, middles, staircase[1:], strict=False))
 # A fresh booster and a merge change nothing: each round begins at the loss where the last one ended.
 pairs = zip(bench.history.rounds[:-1], bench.history.rounds[1:], strict=True)
 assert all(np.isclose(after.losses[0], before.probe_after, rtol=1e-4) for before, after in pairs)
@@ -727,9 +737,12 @@ assert all(np.isclose(after.losses[0], before.probe_after, rtol=1e-4) for before
 assert steps_to(best(lora[rounds]), near) < steps_to(best(boosting), near)
 assert best(boosting)[-1].peak_parameters * rounds == best(lora[rounds])[-1].peak_parameters
 assert best(boosting)[-1].total_parameters == best(lora[rounds])[-1].total_parameters
+assert best(boosting)[-1].peak_parameters == best(lora[1])[-1].peak_parameters
+assert best(boosting)[-1].optimizer_bytes == best(lora[1])[-1].optimizer_bytes
 # Section 7: many sloppy boosters pass below the tail that stops LoRA of rank T, not below LoRA at full rank.
 assert final(lora[size]) < 0.01 * lowest
 assert lowest < 0.5 * relative_floor[rounds]
+assert {best(found)[-1].peak_parameters for found in by_kappa.values()} == {2 * size}
 assert final(by_kappa[10]) / ends[0] < ends[-1] / final(by_kappa[10])
 assert not model.matrix.weight.any()  # and the bench has put the matrix back to where it began
 print("All facts hold.")

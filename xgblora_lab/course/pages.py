@@ -37,7 +37,7 @@ _TEMPLATE = """\
 """
 
 
-def to_html(notebook: NotebookNode, title: str = "notebook", about: str = "") -> str:
+def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
     """Return the notebook as one page, on which one packed copy of plotly.js draws every plotly figure.
 
     A progress bar shows its last state only. A widget needs a kernel, so a sentence stands in its place. What
@@ -51,8 +51,6 @@ def to_html(notebook: NotebookNode, title: str = "notebook", about: str = "") ->
         An executed notebook; it is left as it is.
     title : str
         Title of the page in the browser.
-    about : str, optional
-        What a search engine shows of the page; default, that it is a lesson.
     """
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -74,7 +72,7 @@ def to_html(notebook: NotebookNode, title: str = "notebook", about: str = "") ->
     resources = {
         "metadata": {"name": title},
         "policy": policy([drawing] if packed else [], packed),
-        "description": about or f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
+        "description": f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
         "icon": ICON,
         "style": _STYLE,
         "plotly": packed.base64 if packed else "",

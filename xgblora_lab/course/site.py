@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xgblora_lab.course import sources
-from xgblora_lab.course.pages import to_html
+from xgblora_lab.course.pack import ARCHIVE, pack
 from xgblora_lab.course.reference import reference
-from xgblora_lab.files import replaced, write_text
+from xgblora_lab.files import replaced
 from xgblora_lab.report.playground import playground
 
-PACK = "notebooks-with-solutions.zip"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that an archive knows: the same files, the same archive
 
 
@@ -39,36 +38,27 @@ class Part:
 
 
 def teachers(out: Path) -> Path:
-    """Write the teacher's pack: the guide as a page, and the notebooks with solutions as one archive.
+    """Write the teacher's pack: its pages, and one archive of its texts and the notebooks with solutions.
 
     Raises
     ------
     FileNotFoundError
         There are no instructor's notebooks.
     """
-    from nbformat.v4 import new_markdown_cell, new_notebook
-
     found = sources.shipped(instructor=True)
-    guide = (found[0].parent / "README.md").read_text(encoding="utf-8")
-    link = f"[All notebooks with their solutions, and this guide]({PACK})"
-    head, rest = guide.split("\n", 1)
-    page = new_notebook(cells=[new_markdown_cell(f"{head}\n\n{link}\n{rest}")])
-    write_text(
-        out / "index.html", to_html(page, title="For instructors", about="How to teach with xgblora_lab.")
-    )
+    texts = sorted(found[0].parent.glob("*.md"))
+    pages = pack(found[0].parent, out)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in (found[0].parent / "README.md", *found):
+        for path in (*texts, *found):
             archive.writestr(zipfile.ZipInfo(path.name, _DATE), path.read_bytes(), zipfile.ZIP_DEFLATED)
-    with replaced(out / PACK) as partial:
+    with replaced(out / ARCHIVE) as partial:
         partial.write_bytes(packed.getvalue())
-    return out / "index.html"
+    return pages[0]
 
 
 PARTS = (
     Part("playground", "The playground", "Press “next round” now, without installing anything.", playground),
     Part("reference", "The reference", "Every public name of the library, with shapes and units.", reference),
-    Part(
-        "teachers", "For instructors", "A plan for the class, the answers, the notebooks to take.", teachers
-    ),
+    Part("teachers", "For instructors", "Scripts, slides, polls, a handout, a quiz, the answers.", teachers),
 )

@@ -1,7 +1,8 @@
 """How long a lesson takes: reading by its words, exercises by their headings, computing as it was measured.
 
 `python -m xgblora_lab.course.measure` runs the notebooks and writes what they took to
-`notebooks/source/seconds.json`. The build puts the sum into each notebook's head.
+`notebooks/source/seconds.json`. The build puts the sum into each notebook's head. What each section took
+goes to `sections.json` beside it, which the teacher's script is held to.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MARK = "{time}"  # what the build replaces in a source's head
 SECONDS = "seconds.json"
+SECTIONS = "sections.json"
 WORDS_A_MINUTE = 180
 _EXERCISE = re.compile(r"^### Exercise [\d.]+ · .+ \((\d+) minutes, (?:easy|medium|hard)\)$", re.MULTILINE)
 
@@ -72,7 +74,32 @@ def minutes(cells: list[NotebookNode], seconds: float | None) -> Minutes:
     return Minutes(words / WORDS_A_MINUTE, exercises, computing)
 
 
-def measured(folder: Path) -> dict[str, float]:
-    """Return the measured seconds by notebook, from `seconds.json` in this folder; empty where it is not."""
-    path = folder / SECONDS
+def measured(folder: Path, name: str = SECONDS) -> dict[str, float]:
+    """Return the measured seconds by notebook, or by section, from a file in this folder; else nothing."""
+    path = folder / name
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def by_section(notebook: NotebookNode, number: str, cpu_seconds: float | None) -> dict[str, float]:
+    """Return what each section of an executed notebook took, in seconds, by "01 · 2 · Boosting by hand".
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        With the durations that papermill leaves.
+    number : str
+        Of the notebook, "01".
+    cpu_seconds : float or None
+        Of the whole run. Where it is known, sections share it by their durations, so that a busy machine
+        does not count.
+    """
+    took: dict[str, float] = {}
+    place = ""
+    for cell in notebook.cells:
+        titles = re.findall(r"^##? (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+        place = f"{number} · {titles[-1]}" if titles else place
+        if place:  # what stands above the title belongs to no section
+            took[place] = took.get(place, 0.0) + (cell.metadata.get("papermill", {}).get("duration") or 0.0)
+    total = sum(took.values())
+    share = cpu_seconds / total if cpu_seconds and total else 1.0
+    return {place: round(share * seconds, 1) for place, seconds in took.items()}

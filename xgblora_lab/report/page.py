@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures import Figure
@@ -14,6 +14,9 @@ from xgblora_lab.files import check_file, replaced, write_text
 from xgblora_lab.report.contents import Source, histories, lead, sections, settings_table, versions
 from xgblora_lab.report.offline import ICON, plotly_js, policy
 from xgblora_lab.report.offline import script as joined
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def report(source: Source, path: str | Path, *, title: str | None = None, cells: Any = None) -> Path:
@@ -146,39 +149,48 @@ def render(template: str, source: Source, title: str | None, cells: Any) -> str:
     source, title, cells
         As for `report`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     runs = histories(source)
     numbers = count(1)
     told = []
     for part in sections(runs, cells):
-        drawn = [_view(figure, next(numbers)) for figure in part.figures.values()]
+        drawn = [view(figure, next(numbers)) for figure in part.figures.values()]
         told.append({"title": part.title, "prose": part.prose, "figures": drawn})
-    templates = Environment(
+    plotly = plotly_js()
+    script = joined("figures.js", *(["keys.js"] if template == "slides.html" else []))
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            heading=title or heading_of(runs),
+            sections=told,
+            scores=_scores(runs),
+            settings=settings_table(runs),
+            versions=versions(runs),
+            lead=lead(runs),
+            icon=ICON,
+            plotly=plotly.base64,
+            script=script,
+            policy=policy([script], plotly),
+        )
+    )
+
+
+def templates() -> Environment:
+    """Return the templates of this room: what they print is escaped, and an unknown name is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
         loader=PackageLoader("xgblora_lab.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    plotly = plotly_js()
-    script = joined("figures.js", *(["keys.js"] if template == "slides.html" else []))
-    return templates.get_template(template).render(
-        heading=title or heading_of(runs),
-        sections=told,
-        scores=_scores(runs),
-        settings=settings_table(runs),
-        versions=versions(runs),
-        lead=lead(runs),
-        icon=ICON,
-        plotly=plotly.base64,
-        script=script,
-        policy=policy([script], plotly),
-    )
+    found.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return found
 
 
-def _view(figure: Figure, number: int) -> dict[str, Any]:
+def view(figure: Figure, number: int) -> dict[str, Any]:
     """Return what the templates show of a figure; `number` is unique on the page."""
     menus = figure.plot.layout.updatemenus
     axes = [b for b in (menus[0].buttons if menus else ()) if b.method == "update"]
