@@ -84,7 +84,11 @@ def _run(command: list[str], folder: str, environment: dict[str, str], begins: A
     if any((Path(path) / "sitecustomize.py").exists() for path in wanted):
         sys.modules.pop("sitecustomize", None)
         __import__("sitecustomize")
+    import plotly.io
     from ipykernel.kernelapp import launch_new_instance
+
+    if renderer := environment.get("PLOTLY_RENDERER"):  # which plotly reads when it is imported
+        plotly.io.renderers.default = renderer
 
     launch_new_instance()
 
