@@ -20,6 +20,7 @@ import pytest
 
 SERVER = multiprocessing.get_context("forkserver")
 HERE = str(Path(__file__).resolve().parent)
+CLONE = str(Path(HERE).parent)  # whose package is tested, whichever is installed
 
 
 class Kernel:
@@ -58,7 +59,9 @@ class Kernel:
 def serve() -> None:
     """Start the process that others are forked from; a second call does nothing."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", HERE)  # it passes over in silence what it cannot import
+        patched.setenv(
+            "PYTHONPATH", os.pathsep.join([HERE, CLONE])
+        )  # it passes over in silence what it cannot import
         SERVER.set_forkserver_preload(["heavy"])
         forkserver.ensure_running()
 
@@ -76,9 +79,8 @@ def _run(command: list[str], folder: str, environment: dict[str, str], begins: A
     assert command[module] == "ipykernel_launcher", command
     # the kernel ends with its parent, whose number it read from the environment when ipykernel was imported
     sys.argv = [*command[module:], f"--IPKernelApp.parent_handle={os.getppid()}"]
-    sys.path[:] = [
-        path for path in sys.path if path != HERE
-    ]  # the tests' own modules are none of the kernel's
+    # the tests' own modules are none of the kernel's
+    sys.path[:] = [path for path in sys.path if path not in (HERE, CLONE)]
     wanted = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = ["", *wanted]
     if any((Path(path) / "sitecustomize.py").exists() for path in wanted):
