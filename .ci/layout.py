@@ -25,7 +25,7 @@ TOP = {
     "CONTRIBUTING.md": "the repository's habits, on one screen",
     "CHANGELOG.md": "what changed, by version",
     "LICENSE": "Apache-2.0",
-    ".ci": "`run`: the README's test command on a bare machine; `versions` and `wheel`: other versions, and the wheel; `layout.py`: this list",
+    ".ci": "`run`: the README's test command on a bare machine; `versions`, `wheel`; `layout.py`: this list",
     ".github": "the workflows: `.ci/run`, and the site of playground and lessons",
     ".pre-commit-config.yaml": "the checks before a commit",
     ".gitignore": "what a checkout keeps to itself",
