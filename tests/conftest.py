@@ -13,7 +13,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once, at import
 
 import ipaddress
-import multiprocessing
 import shutil
 import socket
 from collections.abc import Iterator
@@ -82,7 +81,7 @@ def offline_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     paths = [str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if forked.FORKS:
         monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", forked.Kernel)
 
 

@@ -12,13 +12,13 @@ import os
 import signal
 import socket
 import sys
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SERVER = multiprocessing.get_context("forkserver")
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+SERVER = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 HERE = str(Path(__file__).resolve().parent)
 CLONE = str(Path(HERE).parent)  # whose package is tested, whichever is installed
 
@@ -57,11 +57,13 @@ class Kernel:
 
 
 def serve() -> None:
-    """Start the process that others are forked from; a second call does nothing."""
+    """Start the process that others are forked from; a second call does nothing, nor one on Windows."""
+    if not FORKS:
+        return
+    from multiprocessing import forkserver
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(
-            "PYTHONPATH", os.pathsep.join([HERE, CLONE])
-        )  # it passes over in silence what it cannot import
+        patched.setenv("PYTHONPATH", os.pathsep.join([HERE, CLONE]))  # what it cannot import it passes over
         SERVER.set_forkserver_preload(["heavy"])
         forkserver.ensure_running()
 
@@ -85,13 +87,12 @@ def _run(command: list[str], folder: str, environment: dict[str, str], begins: A
     sys.path[:0] = ["", *wanted]
     if any((Path(path) / "sitecustomize.py").exists() for path in wanted):
         sys.modules.pop("sitecustomize", None)
-        __import__("sitecustomize")
+        importlib.import_module("sitecustomize")
     import plotly.io
     from ipykernel.kernelapp import launch_new_instance
 
     if renderer := environment.get("PLOTLY_RENDERER"):  # which plotly reads when it is imported
         plotly.io.renderers.default = renderer
-
     launch_new_instance()
 
 

@@ -123,7 +123,7 @@ for look, (rank, table) in enumerate(growth.items()):
     points = table.groupby(["times chosen", "rank of the update"]).size().reset_index(name="modules")
     line(
         figure, f"measured, r = {rank} (number: modules)", points.iloc[:, 0], points.iloc[:, 1], look,
-        mode="markers+text", text=points["modules"], textposition="middle right",
+        mode="markers+text", text=points["modules"], textposition="bottom right",
         marker={"size": 14, "symbol": ["circle", "diamond"][look], "color": COLOURS[look]},
     )  # fmt: skip
 figure.update_xaxes(dtick=1, rangemode="tozero").update_yaxes(rangemode="tozero").show()

@@ -236,7 +236,7 @@ def _floor(plot: go.Figure, races: _Races, rank: int) -> None:
     plot.add_hline(y=races.tails[rank], line={"color": GREY, "width": 1})
     plot.add_annotation(
         x=1, xref="paper", y=np.log10(races.tails[rank]), text=f"best of rank {rank}", showarrow=False,
-        font_color=GREY, xanchor="right", yanchor="bottom",
+        font_color=GREY, xanchor="right", yanchor="top",  # below: no curve of its rank goes there
     )  # fmt: skip
 
 
