@@ -72,7 +72,7 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         },
         "capacity": {**capacity, "methods": field(lora1=3e-2, xgblora1=3e-2)},
         "capacity8": {**capacity, "methods": field(lora8=5.3e-3, xgblora8=9.5e-3)},
-        "capacity_full": {**capacity, "methods": field(lora64=1e-2, full=3e-3)},
+        "capacity_full": {**capacity, "methods": field(full=3e-3, lora64=1e-2)},
     }
 
 
