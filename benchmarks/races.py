@@ -61,6 +61,8 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         "batch_size": 8,
         "limit": 1000,
     }
+    longer = field(lora1=3e-2, xgblora1=1.68702e-2, lora8=9.42488e-3)
+    longer[1].steps_per_round = 100
     fields = field(lora1=3e-3, xgblora1=3e-3, lora8=3e-3, full=3e-4)
     return {
         "sst2": {**real, "data": data / "data" / "sst2_sent", "methods": fields},
@@ -72,6 +74,7 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         },
         "capacity": {**capacity, "methods": field(lora1=3e-2, xgblora1=3e-2)},
         "capacity8": {**capacity, "methods": field(lora8=5.3e-3, xgblora8=9.5e-3)},
+        "capacity4000": {**capacity, "methods": longer, "steps": 4000, "trials": 1, "seeds": 3},
         "capacity_full": {**capacity, "methods": field(full=3e-3, lora64=1e-2)},
     }
 

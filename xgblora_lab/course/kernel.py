@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
+from typing import Any
 
 RUNS = "XGBLORA_LAB_RUNS"  # the environment variable that says where `saved` puts what a lesson trains
 _PREFIX = "xgblora-lab-run-"
 _YOUNG = 60  # seconds in which a folder may be there before its lock is
+_LOOK = 0.5  # seconds after which a client looks again for a reply
 
 
 @contextmanager
@@ -57,11 +60,17 @@ def kernel_manager(usage: dict[str, float], scratch: Path) -> type:
     """
     import zmq
     from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
+    from traitlets import Type, default
+
+    class Client(AsyncKernelClient):
+        shell_channel_class = Type(shell_channel())  # type: ignore[assignment]
 
     class ThisInterpreter(AsyncKernelManager):
+        client_factory = Type(Client)
+
         @default("transport_encryption")
         def _encrypted(self) -> str:
             return "auto" if zmq.has("curve") else "disabled"  # unencrypted, the kernel prints a warning
@@ -85,6 +94,31 @@ def kernel_manager(usage: dict[str, float], scratch: Path) -> type:
         shutdown_kernel = _async_shutdown_kernel  # as in the class above
 
     return ThisInterpreter
+
+
+def shell_channel() -> type:
+    """Make a channel that finds the kernel's reply also where it came while a message was sent.
+
+    nbclient sends to an `Output` widget's comm while the cell's reply is awaited on the same socket. Such a
+    send takes note of what has arrived and tells nobody, so the awaiting side would sleep until the cell's
+    time-out. Here it looks again every half second.
+    """
+    from queue import Empty
+
+    from jupyter_client.channels import AsyncZMQSocketChannel
+
+    class Channel(AsyncZMQSocketChannel):
+        async def get_msg(self, timeout: float | None = None) -> dict[str, Any]:  # type: ignore[override]
+            end = math.inf if timeout is None else time.monotonic() + timeout
+            while True:
+                left = max(0.0, end - time.monotonic())
+                try:
+                    return await super().get_msg(min(left, _LOOK))
+                except Empty:
+                    if left <= _LOOK:
+                        raise
+
+    return Channel
 
 
 def _used(pid: int) -> dict[str, float]:
