@@ -57,13 +57,13 @@ from xgblora_lab.figures import style
 
 #            size  rounds  steps_per_round  seeds  ranks of LoRA, values of steps_per_round to compare
 profiles = {
-    "ci": (12, 4, 100, 1, (1, 4, 12), (5, 10, 50, 100)),
+    "ci": (12, 4, 100, 1, (1, 4, 12), (10, 100)),
     "laptop": (32, 8, 125, 1, (1, 4, 8, 32), (5, 10, 25, 125)),
     "classroom": (32, 8, 200, 3, (1, 4, 8, 32), (5, 10, 20, 50, 100, 200)),
 }
 size, rounds, steps_per_round, repeats, ranks, kappas = pick(profile, profiles)
 steps = rounds * steps_per_round  # the budget of every run below, in optimizer steps
-lrs = (0.01, 0.03, 0.1, 0.3) if profile == "ci" else (0.003, 0.01, 0.03, 0.1, 0.3)  # tried by every method
+lrs = (0.03, 0.1, 0.3) if profile == "ci" else (0.003, 0.01, 0.03, 0.1, 0.3)  # tried by every method
 pd.set_option("display.float_format", "{:.4g}".format)
 print(
     f"A {size} × {size} matrix; {steps} optimizer steps for every run; learning rates {lrs} for every method."
