@@ -20,7 +20,11 @@ from xgblora_lab.racing.race import race
 ROOT = Path(__file__).resolve().parent
 
 
-def field(**rates: float) -> list[Method]:
+# a row of its own: is merging at a plateau ever worse than LoRA?
+PLATEAU = "xgblora:merge=plateau:steps_per_round=25:round_warmup=5:schedule=trapezoid"
+
+
+def field(**rates: float) -> list[str | Method]:
     """The methods of a race, each with the middle of the rates that it is tuned over."""
     made: dict[str, Method] = {
         "lora1": LoRA(rank=1),
@@ -30,12 +34,10 @@ def field(**rates: float) -> list[Method]:
         "full": Full(),
         "lora64": LoRA(rank=64),
     }
-    methods = []
     for name, lr in rates.items():
-        method = made[name]
-        method.lr, method.schedule = lr, "trapezoid"
-        methods.append(method)
-    return methods
+        made[name].lr, made[name].schedule = lr, "trapezoid"
+    methods: list[str | Method] = [made[name] for name in rates]
+    return [*methods[:2], PLATEAU, *methods[2:]] if "xgblora1" in rates else methods
 
 
 def races(data: Path) -> dict[str, dict[str, Any]]:
@@ -61,8 +63,11 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         "batch_size": 8,
         "limit": 1000,
     }
-    longer = field(lora1=3e-2, xgblora1=1.68702e-2, lora8=9.42488e-3)
-    longer[1].steps_per_round = 100
+    longer = [
+        LoRA(rank=1, lr=3e-2, schedule="trapezoid"),
+        XGBLoRA(lr=1.68702e-2, schedule="trapezoid", round_warmup=5, steps_per_round=100),
+        LoRA(rank=8, lr=9.42488e-3, schedule="trapezoid"),
+    ]
     fields = field(lora1=3e-3, xgblora1=3e-3, lora8=3e-3, full=3e-4)
     return {
         "sst2": {**real, "data": data / "data" / "sst2_sent", "methods": fields},
