@@ -133,7 +133,7 @@ say(
 # | weak learner: a tree with few splits | weak learner: a matrix of rank 1 |
 # | residual: what the trees so far leave over | residual loss: the loss of the weight so far |
 # | a round fits one tree, then it stays | a round trains one booster, then it is merged |
-# | gradient: in the space of predictions | gradient: in the space of weights |
+# | the tree is fitted to minus the gradient of the predictions | the booster is fitted to the loss itself |
 # | shrinkage, early stopping | the same two, by the same names |
 # | a round sees some columns only | a round trains some modules only |
 # | gain of a feature | gain of a module |
@@ -142,8 +142,9 @@ say(
 #
 # - Trees add up to the *prediction*. Boosters add up to a *weight*, and what a weight does to the prediction
 #   goes through all layers above it.
-# - A tree is fitted in one go, as well as a tree can be. A booster is trained by steps of Adam, and may be
-#   merged half-trained.
+# - A tree is fitted in one go, as well as a tree can be, to minus the gradient. A booster goes down the loss
+#   itself, by κ steps of Adam, and may be merged half-trained. So a round is no longer *one* step of gradient
+#   descent; what is left of it is the rule: add the best *small* thing you can find, keep it, go on.
 # - Trees stay a list. Boosters melt into one matrix: a model with a thousand of them is as fast as before.
 # - A network can be trained as a whole, so boosting has a rival that trees do not have: **LoRA**, which
 #   trains all its directions together. Who wins is a question of the next ten notebooks.
@@ -278,6 +279,13 @@ display(Markdown("\n".join(rows)))
 # | **round** | attach fresh boosters, train them, merge them; the first one is round 0 |
 # | **κ** | kappa, the optimizer steps in a round |
 # | **rank** | how many pictures of rank 1 an update is a sum of |
+# | **tail** | the part of a target that no update of rank r can reach: its singular values beyond the r-th |
+# | **accumulated update** | all that was added to a weight since the base, ΔW |
+# | **ensemble** | the merged boosters, kept round by round |
+# | **gain** | by how much a booster lowered the probe's loss |
+# | **bench**, **hook** | the loop that runs the rounds; what looks on while it does |
+# | **planted** | a task with a known answer: a *teacher* holds an update, the *student* looks for it |
+# | **K**, **L_s** | the steps of a whole run; the modules that get a booster in a round |
 # | **effective rank** | over how many directions an update is spread, small ones counting for little |
 # | **α**, **scale** | the factor on BA is α / rank |
 # | **shrinkage** | the part of a booster that is merged |

@@ -229,8 +229,9 @@ for name, A in (("A random", start_of_A(1)), ("A zero too", torch.zeros(1, size)
     print(f"{name}: |gradient of A| = {reached[name][0]:.3f}, |gradient of B| = {reached[name][1]:.3f}")
 
 # %% [markdown]
-# A fresh pair changes nothing, since BA = 0. In the first step only B has a gradient. With both at zero
-# there would be no gradient at all, and training would never begin.
+# A fresh pair changes nothing, since BA = 0. With G the gradient of the weight, the gradient of B is G Aᵀ,
+# and that of A is Bᵀ G: each holds the other factor. So in the first step only B has a gradient. With both
+# at zero there would be no gradient at all, and training would never begin.
 #
 # Now the training loop. It knows nothing of LoRA: it trains whatever parameters a layer has.
 
@@ -446,8 +447,8 @@ print("learning rate of boosting:", lr)
 # model says *rounds done*.
 #
 # A record holds each loss twice. *loss*: on the batch that the round trained on. *probe*: on a fixed batch
-# that no round trains on. Here the only batch is the whole matrix, so the two agree. (The bench does not
-# divide by the untrained loss. We do, in the table below.)
+# that no round trains on. A matrix is one single batch, so here, and only here, the probe is that batch as
+# well, and the two agree. (The bench does not divide by the untrained loss. We do, in the table below.)
 
 # %%
 method = XGBLoRA(steps_per_round=steps_per_round, lr=lr, schedule="constant")
@@ -633,11 +634,12 @@ pd.DataFrame(
 # %% [markdown]
 # Later boosters do make up for earlier ones: what a booster gets wrong is part of the next residual. With
 # shorter rounds, boosting goes below the tail on which LoRA was
-# stuck, still at the peak memory of rank 1. It may, because its update is no longer of that rank.
+# stuck, still at the peak parameters of rank 1. It may, because its update is no longer of that rank.
 #
-# The longest rounds give too few boosters. Towards the short end the gain runs out: a fresh Adam's first
-# steps are as long as the learning rate, however small the gradient (notebook 06 shows it), and very short
-# rounds consist of such steps only. These steps overshoot, so they add noise to what they fit.
+# The longest rounds give too few boosters. Towards the short end the gain runs out. A round starts at B = 0,
+# where A has no gradient yet, and a fresh Adam's first steps are as long as the learning rate, however small
+# the gradient (notebook 06 shows it). So a very short round is over before its booster points the right way,
+# and at a large rate its steps overshoot.
 #
 # Now be fair. LoRA at *full* rank has no tail to stop at either.
 

@@ -29,7 +29,9 @@
 #
 # **Time.** {time}.
 #
-# **You need.** Notebook 01: what a **booster**, a **round** and the **accumulated update** are.
+# **You need.** Notebook 01: what a **booster**, a **round** and the **accumulated update** are. And what a
+# transformer does with a text: tokens in, logits for the next one out. Its layers do not replace what they
+# read. Each *adds* to one stream of hidden states, which the next layer reads.
 #
 # As before, a question comes before each answer. **Write down your guess, then run the cell.** Five
 # exercises check themselves: replace `None` by your answer, run the cell, run the next one.

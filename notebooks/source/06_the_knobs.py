@@ -195,6 +195,26 @@ by_kappa = experiment("κ", {str(k): None if k == kappa else plain(steps_per_rou
 # κ is the knob of this method. It trades the quality of a booster against their number, at a constant peak.
 # Where the best value lies depends on the budget: with more steps in all, longer rounds can be afforded.
 # Tune it together with the learning rate, since short rounds spend most of their steps near *B* = 0.
+#
+# Two more ways to end a round:
+#
+# - **plateau** (`merge="plateau"`): look every κ steps. Compare the last κ losses with the κ before. Merge
+#   when they have stopped falling beyond their own noise. In a short run that may never happen: then it is
+#   one round of all steps, LoRA of rank 1.
+# - **backfitting** (`backfit=2`): a module gets two boosters at most. From then on they are trained further
+#   in turn, the one that has waited longest first, with the other fixed. In notebook 01 a booster was never
+#   changed again. Here it is; still one at a time, so that the peak is the same.
+#
+# **Question.** Which of the three ends lowest in this budget? And which of them cannot pass rank 2?
+
+# %%
+by_end = experiment(
+    "how a round ends",
+    {"after κ steps": None, "at a plateau": plain(merge="plateau"), "two in turn": plain(backfit=2)},
+)
+most = {value: found.histories[0][-1].total_parameters for value, found in by_end.items()}
+assert most["two in turn"] == 2 * start.histories[0][0].total_parameters  # two boosters a module, no more
+say(f"Numbers trained in all: {'; '.join(f'{value} {count:,}' for value, count in most.items())}.")
 
 # %% [markdown]
 # ### Exercise 2.1 · Count the boosters (2 minutes, easy)
@@ -673,10 +693,10 @@ say(
 )
 
 # %% [markdown]
-# Errors of single merges pile up. A large error of the *update* need not be a large error of the *loss*: part
-# of it is noise that the inputs average out. But each merge adds its own, while the update grows too: as a
-# part of the update, the curve that notebook 02 draws stays flat and never falls. So the ensemble keeps its
-# boosters in float32, and a half-precision weight follows from all of them at once.
+# Each merge rounds, and leaves an error of its own. So the *absolute* error grows from merge to merge. The
+# update grows too, so the *relative* error, which notebook 02 draws, stays where it is and never falls.
+# Rounded once, there is one such error, however many merges. So the ensemble keeps its boosters in float32,
+# and a half-precision weight follows from all of them at once.
 
 # %% [markdown]
 # ### Exercise 12.1 · Too small to count (5 minutes, medium)

@@ -577,14 +577,16 @@ ranking.to_frame()
 # The ratio of the largest to the smallest eigenvalue of S² is the **condition number** c. The largest
 # is 1 here.
 #
-# An exact booster does not care. Write M = W\*S; then WS is to approximate M, and Bound 2 holds with the
-# singular values *of M*. But the first singular pair of what is left *of the weights* is no longer the best
+# An exact booster does not care. Call M = W\*S the target: it is the matrix of the sections before, and W\*
+# is what S leaves of it, W\* = M S⁻¹. WS is to approximate M, and Bound 2 holds with the singular values
+# *of M*. But the first singular pair of what is left *of the weights* is no longer the best
 # booster. And one gradient step is no longer exact, so that another bound takes over:
 #
 # > **Bound 4 (smooth losses).** Let the gradient G of f change by at most β times the change of W. The
 # > rank-1 step of length σ₁(G)/β along the first singular pair of G lowers f by at least
 # > **σ₁(G)²/(2β) ≥ ‖G‖²/(2βd)**. If also ½ ‖G‖² ≥ μ (f − f\*) everywhere, then
-# > **f<sub>T</sub> − f\* ≤ (1 − μ/(βd))<sup>T</sup> (f<sub>0</sub> − f\*)**.
+# > **f<sub>T</sub> − f\* ≤ (1 − μ/(βd))<sup>T</sup> (f<sub>0</sub> − f\*)**, with f\* the least value of f
+# > and d the smaller side of the matrix.
 #
 # *Proof.* Smoothness gives f(W + D) ≤ f(W) + ⟨G, D⟩ + β/2 ‖D‖². Put in D = −(σ₁/β) u vᵀ: the inner product
 # is −σ₁²/β, the square adds half of that back. Then σ₁² ≥ ‖G‖²/d as in Bound 3. The last condition turns
@@ -697,8 +699,8 @@ say(
 # The bound is far off in numbers. Is it right in kind? Look at the ends of the thick lines: how does a larger
 # *c* change them?
 #
-# Now train with Adam. The model has S in front of its one linear map, and the task is the same as before:
-# WS has to become M, so that the tail is the same as well.
+# Now train with Adam. The model has S in front of its one linear map. WS has to become M, the same target as
+# before, so that the tail is the same as well.
 
 
 # %%

@@ -92,7 +92,8 @@ for rank in (1, 8):
 #   for each of *their* numbers. Full fine-tuning keeps 2 + 8, and a float32 **copy** of every weight, 4 more;
 # - **activations**: what the forward pass leaves for the backward pass;
 # - boosting in half precision: a float32 **copy** of every weight that is merged into, 4 bytes. Notebook 02
-#   showed why: many small merges into bfloat16 get lost.
+#   showed why: many small merges into bfloat16 get lost. The base and all boosters would be enough to make a
+#   weight again, but then every merge would add up all rounds. The bench keeps their sum instead.
 #
 # **Question.** The GPU has 24 GB. Which fit: full fine-tuning, LoRA of rank 8, boosting of rank 1? And which
 # kind of memory decides it?
@@ -161,7 +162,8 @@ host = {
 pd.Series(host, name="main memory for boosting (GB)").to_frame()
 
 # %% [markdown]
-# Are these formulas right? Ask a run that can be measured: the lab model, in float32.
+# Are these formulas right? Gradients and moments can be asked of a run that is measured: the lab model, in
+# float32. (The activations are counted from the shapes that a forward pass saves, `activation_bytes`.)
 
 # %%
 small, text = load("lab", "planted", sequences=64, length=8, seed=seed)
@@ -241,7 +243,7 @@ check.number(
 # | learning rate | its default | its default | a quarter decade up and down, until the best lies inside |
 # | κ, steps in a round | (none) | a sixth of all steps | K/20, K/6, K; or `merge="plateau"` |
 # | schedule | constant, then linear over the last 30 % | the same | rarely |
-# | `backfit` | (none) | off | 2: two boosters, trained in turn |
+# | `backfit` | (none) | off | 2: two boosters, trained in turn (notebook 06, section 2) |
 # | `round_warmup` | (none) | 5 steps | 0 |
 #
 # **Question.** Boosting has more knobs. If each gets its grid, boosting gets more trials. Is that fair?
@@ -427,7 +429,9 @@ check.array(
 #
 # These are the project's own races: equal steps, equal peak, the same number of trials, five seeds. The
 # numbers are quoted from `benchmarks/README.md`, where the commands stand beside them (`python -m
-# benchmarks.races capacity`, `capacity8`, `planted --first 2`).
+# benchmarks.races capacity`, `capacity8`, `planted --first 2`). Scores are medians over the seeds. The
+# difference is the mean of the five paired ones, so it need not be the difference of the medians. The total
+# counts every booster: with 20 rounds it is 20 times that of LoRA.
 #
 # | race | LoRA | boosting | difference (95 %) | total parameters |
 # | --- | ---: | ---: | ---: | ---: |
