@@ -12,31 +12,37 @@ from typing import Any
 
 import torch
 
-from benchmarks import rows
+from benchmarks import rows, steps
 from benchmarks.measure import DEVICE, Row
 from xgblora_lab.files import write_json, write_text
 from xgblora_lab.racing.result import markdown
+
+WORDS = {"reached": "yes", "NOT reached": "**no**", "not counted": "not counted"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="small sizes, under a minute: do the numbers come?"
+        "--quick", action="store_true", help="small sizes, half a minute: do the numbers come?"
     )
+    names = {section.__name__: section for section in rows.SECTIONS}
+    parser.add_argument("--only", choices=names, nargs="+", help="these rows, and nothing is written")
     parser.add_argument("--out", type=Path, help="folder to write to (default: benchmarks/performance)")
     given = parser.parse_args(arguments)
     quick: bool = given.quick
-    out = given.out or (None if quick else Path(__file__).parent / "performance")
+    out = given.out or (None if quick or given.only else Path(__file__).parent / "performance")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT's
     found: list[Row] = []
-    for section in rows.SECTIONS:
-        for row in section(quick):
+    for name in given.only or names:
+        for row in names[name](quick):
             found.append(row)
             sys.stdout.write(f"{line(row)}\n")
             sys.stdout.flush()
-    family = rows.family(quick)
-    more = {} if quick else rows.compiled(quick)
+    if given.only:
+        return 0
+    family = steps.family(quick)
+    more = {} if quick else steps.compiled(quick)
     sys.stdout.write("".join(f"{entry}\n" for entry in [*family, *([more] if more else [])]))
     if out is not None:
         save(out, found, family, more)
@@ -47,9 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 def line(row: Row) -> str:
     """A row in words."""
     sign = "≥" if row.faster else "≤"
-    verdict = "reached" if row.reached else "NOT reached"
     limit = f" | limit: {row.limit}" if row.limit else ""
-    return f"{row.what} | {row.against} | {row.ratio:.3g} ({sign} {row.reach:.3g}, {verdict}){limit}"
+    spread = f", quartiles {row.quartiles}" if row.spread else ""
+    verdict = f"{sign} {row.reach:.3g}, {row.verdict}{spread}"
+    return f"{row.what} | {row.against} | {row.ratio:.3g} ({verdict}){limit}"
 
 
 def save(out: Path, found: list[Row], family: list[dict[str, Any]], more: dict[str, Any]) -> None:
@@ -71,8 +78,9 @@ def save(out: Path, found: list[Row], family: list[dict[str, Any]], more: dict[s
             "what": [r.what for r in found],
             "against": [r.against for r in found],
             "ratio": [f"{r.ratio:.3g}" for r in found],
+            "quartiles": [r.quartiles for r in found],
             "to reach": [f"{'≥' if r.faster else '≤'} {r.reach:.3g}" for r in found],
-            "reached": ["yes" if r.reached else "**no**" for r in found],
+            "reached": [WORDS[r.verdict] for r in found],
             "limit": [r.limit for r in found],
         }
     )
@@ -85,6 +93,7 @@ def figure(found: list[Row]) -> Any:
     """How far each row is from what was to be reached: 1 is just reached, to the left is better."""
     import plotly.graph_objects as go
 
+    found = [row for row in found if row.counted]
     spent = [r.reach / r.ratio if r.faster else r.ratio / r.reach for r in found]
     labels = [f"{r.what}<br><sub>against {r.against}</sub>" for r in found]
     colours = ["#0072B2" if r.reached else "#D55E00" for r in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,40 +99,58 @@ def bench_of(method: Method, size: Size, model: nn.Module | None = None, **optio
     return bench
 
 
-def our_step(bench: Bench) -> Callable[[], None]:
-    """One optimizer step of the bench's own loop, on a round that has begun."""
+def our_step(bench: Bench, index: int = 0, fresh: bool = False) -> Callable[[], None]:
+    """One optimizer step of the bench's own loop, on round `index`, which has begun.
+
+    fresh: each on the plan's next batch; else all on the first one.
+    """
     batches = bench.trainer.batches(0)
     bench._measure.begin_round(0)  # from here on gradients may be probed
-    bench.method.begin_round(bench, 0)
+    bench.method.begin_round(bench, index)
     parameters = list(bench.method.trainable().values())
     optimizer = bench.method.make_optimizer(parameters)
     bench.model.train()
 
     def step() -> None:
         bench.method.before_backward(bench)
-        bench.trainer.backward(batches, parameters)
+        given = bench.trainer.batches(bench.trained_steps) if fresh else batches
+        bench.trainer.backward(given, parameters)
         bench._fit.one_step(1, optimizer, parameters)
 
     return step
 
 
-def pefts_step(size: Size, rank: int = 8, **options: Any) -> tuple[Callable[[], None], nn.Module, Any]:
-    """One optimizer step of PEFT's LoRA on the same maps in a plain loop; with its model and optimizer."""
+def pefts_step(
+    size: Size,
+    base: nn.Module | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Callable[[], None], nn.Module]:
+    """One optimizer step of PEFT's LoRA, r=8, on all linear maps in a plain loop; with its model.
+
+    context: of the forward pass.
+    """
     from peft import LoraConfig, get_peft_model
 
-    base = encoder(size)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(find_modules(base)), **options)
+    base = base or encoder(size)
+    config = LoraConfig(r=8, lora_alpha=8, target_modules=list(find_modules(base)))
     model = get_peft_model(base, config).train()
-    return plain_step(model, [p for p in model.parameters() if p.requires_grad], size), model, config
+    return plain_step(model, [p for p in model.parameters() if p.requires_grad], size, context), model
 
 
-def plain_step(model: nn.Module, parameters: list[nn.Parameter], size: Size) -> Callable[[], None]:
+def plain_step(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    size: Size,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Callable[[], None]:
     """Forward, backward and (where there is something to train) a fused AdamW step, as a user writes them."""
     batch = {k: v.to(DEVICE) for k, v in RandomSentences(size).batch("train", range(size.batch)).items()}
     optimizer = adamw(parameters, 1e-4, (0.9, 0.999)) if parameters else None
 
     def step() -> None:
-        model(**batch).loss.backward()
+        with context():
+            loss = model(**batch).loss
+        loss.backward()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
@@ -49,6 +50,7 @@ def settings_of(run: Run, trainer: Trainer, targets: str | Sequence[str], probe_
     )
 
 
+@cache
 def _version(package: str) -> str:
     """Of an installed package, which need not be imported for it; else empty."""
     try:

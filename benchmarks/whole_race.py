@@ -1,0 +1,74 @@
+"""Text and whole races: what padding costs, and a race beside the same one by PEFT and Trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.encoder import our_step
+from benchmarks.measure import Row, compared, interleaved, quartiles, quotients
+from xgblora_lab.bench.bench import Bench
+from xgblora_lab.methods import XGBLoRA
+from xgblora_lab.racing.race import FIELD, race
+from xgblora_lab.tasks.models import load, load_model
+
+BATCH = 8
+
+
+def padding(quick: bool) -> Iterator[Row]:
+    """Steps on pydocs, with batches of similar length and with batches as they fall."""
+    chunk, times = (2, 2) if quick else (8, 8)
+    model, grouped = load("lab", "pydocs", max_length=128, limit=64 if quick else None)
+    assert dataclasses.is_dataclass(grouped)
+    mixed: Any = dataclasses.replace(grouped)  # type: ignore[type-var]
+    mixed.lengths = None  # as a task that does not say how long its rows are
+    works: dict[str, Callable[[], Any]] = {}
+    padded = {}
+    for name, task, on in (("grouped", grouped, model), ("mixed", mixed, load_model("lab", mixed))):
+        bench = Bench(on, task, XGBLoRA(), steps=100_000, batch_size=BATCH, probe_size=0)
+        step = our_step(bench, fresh=True)
+        works[name] = lambda step=step: [step() for _ in range(chunk)]
+        lengths = np.asarray(grouped.lengths("train"))  # type: ignore[attr-defined]
+        epoch = range(len(lengths) // BATCH)
+        padded[name] = sum(BATCH * lengths[bench.trainer.planned_rows(i)].max() for i in epoch)
+    found = interleaved(works, times, warmup=0 if quick else 1)
+    yield Row(
+        "a step on pydocs, batches of similar length",
+        "batches as they fall",
+        sum(found["grouped"]) / sum(found["mixed"]),
+        0.65,
+        spread=quartiles(quotients(found["grouped"], found["mixed"])),
+        limit=f"tokens with padding, over an epoch: {padded['grouped'] / padded['mixed']:.2f}",
+    )
+
+
+def whole_race(quick: bool) -> Iterator[Row]:
+    """All runs of a small race, one after the other in this process, in processor time."""
+    from benchmarks.plain_race import plain_race
+
+    methods, rates, seeds, steps, kappa = (
+        (("lora:r=1",), (3e-3,), 1, 1, 1) if quick else (FIELD, (1e-3, 1e-2), 2, 20, 10)
+    )
+    limit, max_length, rows, times = (4, 16, 32, 1) if quick else (100, 128, None, 2)
+
+    def ours() -> None:
+        model, task = load("lab", "pydocs", max_length=max_length, limit=rows)
+        options = {"steps": steps, "steps_per_round": kappa, "batch_size": BATCH, "limit": limit}
+        race(model, task, methods, lrs=rates, seeds=seeds, progress=False, **options)
+
+    def theirs() -> None:
+        plain_race(methods, rates, seeds, steps, kappa, limit, max_length, rows)
+
+    found = interleaved({"ours": ours, "theirs": theirs}, times, warmup=0)
+    runs = len(methods) * (len(rates) + seeds - 1)
+    yield compared(
+        f"a race of {runs} runs of {steps} steps on pydocs, in processor time",
+        "the same methods, rates, seeds and steps by PEFT and Trainer",
+        quotients(found["ours"], found["theirs"]),
+        0.5,
+        detail={name: round(statistics.median(spent), 1) for name, spent in found.items()},
+    )
