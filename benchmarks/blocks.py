@@ -12,10 +12,11 @@ import numpy as np
 from benchmarks.encoder import MINILM, TINY, Size, activations_only, bench_of, our_step, pefts_step
 from benchmarks.measure import Row, compared, interleaved, quotients, timed
 from benchmarks.steps import PEFT
+from benchmarks.text import BATCH, pydocs
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.lowrank.linear import block_name
 from xgblora_lab.methods import LoRA, Method, XGBLoRA
-from xgblora_lab.tasks.models import load, load_model
+from xgblora_lab.tasks.models import load_model
 
 LAYERS = "bert.encoder.*"  # the pooler is no block
 RATES = (1e-3, 3e-3, 1e-2)  # tried for each method with the first seed
@@ -62,7 +63,7 @@ def _at_place(method: XGBLoRA, size: Size, place: int) -> tuple[Callable[[], Non
 
 def learning(quick: bool) -> Iterator[Row]:
     """What block rounds have learned by the time that LoRA r=8 has done its steps, on pydocs."""
-    rounds, kappa, seeds = (1, 1, 1) if quick else (8, 10, 3)
+    rounds, kappa, seeds, rows = (1, 1, 1, 4) if quick else (5, 8, 3, 100)
     common = {"schedule": "constant", "steps_per_round": kappa}
     blocks = {"unit": "block", "modules_per_round": 1, **common}
     field: dict[str, Callable[..., Method]] = {
@@ -70,14 +71,14 @@ def learning(quick: bool) -> Iterator[Row]:
         "contiguous": lambda lr: XGBLoRA(lr=lr, selection="contiguous", **blocks),
         "lora": lambda lr: LoRA(lr=lr, rank=8, **common),
     }
-    task = load("lab", "pydocs", max_length=8 if quick else 64, limit=16 if quick else None)[1]
+    task = pydocs(quick, max_length=64)
     best = dict.fromkeys(field, RATES[1])
     if not quick:
-        tried = [_curves(field, dict.fromkeys(field, lr), task, rounds, 0) for lr in RATES]
+        tried = [_curves(field, dict.fromkeys(field, lr), task, rounds, 0, rows) for lr in RATES]
         for name in field:
             at_end = [_learned(curves[name], curves["lora"][0][-1]) for curves in tried]
             best[name] = RATES[int(np.argmax(at_end))]
-    runs = [_curves(field, best, task, rounds, seed) for seed in range(seeds)]
+    runs = [_curves(field, best, task, rounds, seed, rows) for seed in range(seeds)]
     for name in ("top", "contiguous"):
         parts = {}
         for share in (0.25, 0.5, 1.0):
@@ -102,29 +103,35 @@ Curve = tuple[list[float], list[float]]  # seconds of training so far, and the l
 
 
 def _curves(
-    field: dict[str, Callable[..., Method]], rates: dict[str, float], task: Any, rounds: int, seed: int
+    field: dict[str, Callable[..., Method]],
+    rates: dict[str, float],
+    task: Any,
+    rounds: int,
+    seed: int,
+    rows: int,
 ) -> dict[str, Curve]:
-    """A run of every method, round by round in turn, each until it has trained as long as LoRA."""
+    """A run of every method, round by round in turn, each until it has trained as long as LoRA.
+
+    rows: of dev, on which the loss is measured.
+    """
     found: dict[str, Curve] = {}
-    options = {"steps": 100_000, "batch_size": 8, "seed": seed, "data_seed": seed, "probe_size": 0}
+    options = {"steps": 100_000, "batch_size": BATCH, "seed": seed, "data_seed": seed, "probe_size": 0}
     benches = {
         name: Bench(load_model("lab", task, seed=seed), task, make(rates[name]), **options)
         for name, make in field.items()
     }
     for name, bench in benches.items():
-        found[name] = [0.0], [bench.evaluate("dev", 200)["loss"]]
+        found[name] = [0.0], [bench.evaluate("dev", rows)["loss"]]
     while True:
         done = len(benches["lora"].history) >= rounds
         until = found["lora"][0][-1]
-        going = [
-            name for name in field if (not done if name == "lora" else found[name][0][-1] < until or not done)
-        ]
+        going = [name for name in field if not done or (name != "lora" and found[name][0][-1] < until)]
         if not going:
             return found
         for name in going:
             seconds, losses = found[name]
             seconds.append(seconds[-1] + timed(benches[name].step))
-            losses.append(benches[name].evaluate("dev", 200)["loss"])
+            losses.append(benches[name].evaluate("dev", rows)["loss"])
 
 
 def _learned(curve: Curve, until: float) -> float:

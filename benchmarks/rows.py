@@ -10,8 +10,8 @@ from benchmarks.measure import Row
 from benchmarks.memory import memory
 from benchmarks.precision import half
 from benchmarks.steps import rounds, steps
+from benchmarks.text import padding, whole_race
 from benchmarks.waiting import clicks, imports, pages
-from benchmarks.whole_race import padding, whole_race
 
 SECTIONS: tuple[Callable[[bool], Iterator[Row]], ...] = (
     steps,

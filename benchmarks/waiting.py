@@ -11,11 +11,12 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.measure import Row, compared
+from benchmarks.text import pydocs
 from xgblora_lab.bench.hooks import Spectrum
 from xgblora_lab.racing.race import FIELD, race
 from xgblora_lab.report.page import report
 from xgblora_lab.report.slides import slides
-from xgblora_lab.tasks.models import load
+from xgblora_lab.tasks.models import load_model
 
 
 def imports(quick: bool) -> Iterator[Row]:
@@ -48,7 +49,7 @@ def clicks(quick: bool) -> Iterator[Row]:
 
 def pressed(clicks: int) -> list[float]:
     """Seconds: the first click in this process, the training in it, and the redraw of each later click."""
-    from xgblora_lab import Bench, XGBLoRA
+    from xgblora_lab import Bench, XGBLoRA, load
     from xgblora_lab.widgets import Stepper
 
     model, task = load("lab", "planted", sequences=16, length=16)
@@ -75,8 +76,9 @@ def pages(quick: bool) -> Iterator[Row]:
     if quick:
         size = {"trials": 1, "seeds": 1, "steps": 1, "steps_per_round": 1}
     methods = ("lora:r=1",) if quick else FIELD
-    model, task = load("lab", "pydocs", max_length=8, limit=16)
-    found = race(model, task, methods, **size, batch_size=1, watch=_spectra, progress=False)
+    task = pydocs(True)
+    options = {"batch_size": 1, "limit": 8, "watch": _spectra, "progress": False}
+    found = race(load_model("lab", task), task, methods, **size, **options)
     with TemporaryDirectory() as folder:
         for what, write in (("report", report), ("slides", slides)):
             written = write(found, Path(folder) / f"{what}.html").stat().st_size

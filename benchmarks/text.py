@@ -1,10 +1,11 @@
-"""Text and whole races: what padding costs, and a race beside the same one by PEFT and Trainer."""
+"""Steps and races on text: what padding costs, and a race beside the same one by PEFT and Trainer."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,28 @@ from xgblora_lab.tasks.models import load, load_model
 BATCH = 8
 
 
+@cache
+def pydocs(quick: bool, max_length: int = 128) -> Any:
+    """The task that the command line races on by default; few and short rows where `quick`."""
+    return load(
+        "lab", "pydocs", **({"max_length": 16, "limit": 32} if quick else {"max_length": max_length})
+    )[1]
+
+
 def padding(quick: bool) -> Iterator[Row]:
     """Steps on pydocs, with batches of similar length and with batches as they fall."""
     chunk, times = (2, 2) if quick else (8, 8)
-    model, grouped = load("lab", "pydocs", max_length=128, limit=64 if quick else None)
-    assert dataclasses.is_dataclass(grouped)
-    mixed: Any = dataclasses.replace(grouped)  # type: ignore[type-var]
+    grouped = pydocs(quick)
+    mixed = dataclasses.replace(grouped)
     mixed.lengths = None  # as a task that does not say how long its rows are
+    lengths = np.asarray(grouped.lengths("train"))
     works: dict[str, Callable[[], Any]] = {}
     padded = {}
-    for name, task, on in (("grouped", grouped, model), ("mixed", mixed, load_model("lab", mixed))):
-        bench = Bench(on, task, XGBLoRA(), steps=100_000, batch_size=BATCH, probe_size=0)
+    for name, task in (("grouped", grouped), ("mixed", mixed)):
+        model = load_model("lab", task)
+        bench = Bench(model, task, XGBLoRA(), steps=100_000, batch_size=BATCH, probe_size=0)
         step = our_step(bench, fresh=True)
         works[name] = lambda step=step: [step() for _ in range(chunk)]
-        lengths = np.asarray(grouped.lengths("train"))  # type: ignore[attr-defined]
         epoch = range(len(lengths) // BATCH)
         padded[name] = sum(BATCH * lengths[bench.trainer.planned_rows(i)].max() for i in epoch)
     found = interleaved(works, times, warmup=0 if quick else 1)
@@ -50,18 +59,17 @@ def whole_race(quick: bool) -> Iterator[Row]:
     """All runs of a small race, one after the other in this process, in processor time."""
     from benchmarks.plain_race import plain_race
 
-    methods, rates, seeds, steps, kappa = (
-        (("lora:r=1",), (3e-3,), 1, 1, 1) if quick else (FIELD, (1e-3, 1e-2), 2, 20, 10)
+    methods, rates, seeds, steps, kappa, limit, times = (
+        (("lora:r=1",), (3e-3,), 1, 1, 1, 4, 1) if quick else (FIELD, (1e-3, 1e-2), 2, 20, 10, 100, 2)
     )
-    limit, max_length, rows, times = (4, 16, 32, 1) if quick else (100, 128, None, 2)
+    task = pydocs(quick)
 
     def ours() -> None:
-        model, task = load("lab", "pydocs", max_length=max_length, limit=rows)
         options = {"steps": steps, "steps_per_round": kappa, "batch_size": BATCH, "limit": limit}
-        race(model, task, methods, lrs=rates, seeds=seeds, progress=False, **options)
+        race(load_model("lab", task), task, methods, lrs=rates, seeds=seeds, progress=False, **options)
 
     def theirs() -> None:
-        plain_race(methods, rates, seeds, steps, kappa, limit, max_length, rows)
+        plain_race(task, methods, rates, seeds, steps, kappa, limit)
 
     found = interleaved({"ours": ours, "theirs": theirs}, times, warmup=0)
     runs = len(methods) * (len(rates) + seeds - 1)
