@@ -44,11 +44,10 @@ def plain_race(
 
     limit: rows of dev and of test that are scored.
     """
+    counts = {"train": None, "dev": limit, "test": limit}
     data = {
-        split: [
-            {"input_ids": row.ids, "labels": row.label} for row in rows[: None if split == "train" else limit]
-        ]
-        for split, rows in task.splits.items()
+        split: [{"input_ids": row.ids, "labels": row.label} for row in task.splits[split][:count]]
+        for split, count in counts.items()
     }
     run = partial(_run, steps=steps, kappa=kappa, data=data, labels=len(task.labels))
     found = {}
@@ -70,18 +69,11 @@ def _run(
     rounds = steps // kappa if method == "xgblora" else 1
     for index in range(rounds):
         if rank := RANKS[method]:
-            config = LoraConfig(
-                TaskType.SEQ_CLS,
-                r=rank,
-                lora_alpha=rank,
-                target_modules="all-linear",
-                modules_to_save=["score"],
-            )
+            config = LoraConfig(TaskType.SEQ_CLS, r=rank, lora_alpha=rank, target_modules="all-linear")
             model = get_peft_model(model, config)
         with TemporaryDirectory() as folder:
-            trainer = _trainer(
-                model, tokenizer, data["train"], folder, steps // rounds, lr, 1000 * seed + index
-            )
+            length, order = steps // rounds, 1000 * seed + index
+            trainer = _trainer(model, tokenizer, data["train"], folder, length, lr, order)
             trainer.train()
         if index < rounds - 1:
             model = model.merge_and_unload()
