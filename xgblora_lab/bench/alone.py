@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from xgblora_lab.precision import fastest, width_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,10 +38,12 @@ class Alone:
         loss.backward()
 
 
-def default_accelerator() -> Accelerator:
-    """accelerate's own, which knows how the processes were launched; without accelerate an `Alone`."""
+def accelerator_of(given: Accelerator | str | None, model: nn.Module) -> Accelerator:
+    """The one given, or accelerate's own, which knows how processes were launched, or without it `Alone`."""
+    if given is not None and not isinstance(given, str):
+        return given
     try:
         from accelerate import Accelerator
     except ImportError:
         return cast("Accelerator", Alone())
-    return Accelerator()
+    return Accelerator(mixed_precision=fastest(width_of(model)) if given == "auto" else given)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xgblora_lab import export
-from xgblora_lab.bench.alone import default_accelerator
+from xgblora_lab.bench.alone import accelerator_of
 from xgblora_lab.bench.fit import Fit
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.measure import Measure
@@ -77,8 +77,9 @@ class Bench(AbstractContextManager["Bench"]):
         measuring beside the steps.
     hooks : sequence of Hook
         Observers for the bench's whole life.
-    accelerator : accelerate.Accelerator, optional
-        Default: accelerate's own, or without accelerate this process alone.
+    accelerator : accelerate.Accelerator or str, optional
+        Default: accelerate's own. Or its mixed precision, "no", "bf16", "fp16" or "auto", the faster one here
+        (see `precision.fastest`). Without accelerate this process alone, in full precision.
 
     Raises
     ------
@@ -102,7 +103,7 @@ class Bench(AbstractContextManager["Bench"]):
         data_seed: int = 0,
         probe_size: int = 32,
         hooks: Sequence[Hook] = (),
-        accelerator: Accelerator | None = None,
+        accelerator: Accelerator | str | None = None,
     ) -> None:
         for option, value in (("steps", steps), ("batch_size", batch_size), ("accumulation", accumulation)):
             if value < 1:
@@ -112,7 +113,7 @@ class Bench(AbstractContextManager["Bench"]):
         self.model, self.task, self.method = model, task, replace(method)
         self.steps, self.seed, self.probe_size = steps, seed, probe_size
         self.targets = targets if isinstance(targets, str) else list(targets)
-        self.hooks, self.accelerator = list(hooks), accelerator or default_accelerator()
+        self.hooks, self.accelerator = list(hooks), accelerator_of(accelerator, model)
         keep_stored(self.model.to(self.accelerator.device))
         self.trainer = self.trainer_class(model, task, self.accelerator, batch_size, accumulation, data_seed)
         self.modules = find_modules(model, targets)
@@ -335,6 +336,7 @@ class Bench(AbstractContextManager["Bench"]):
         state = f"{len(self.history)} of {self.planned_rounds} rounds" if self._open else "closed"
         return (
             f"Bench({type(self.model).__name__}, {self.task.name}, {self.method.label()}, "
+            f"precision {self.accelerator.mixed_precision}, "
             f"{len(self.modules)} modules, {state}, hooks: {[type(h).__name__ for h in self.hooks]})"
         )
 

@@ -115,7 +115,7 @@ def resume(
         make_method(history.method, **settings.options),
         **{name: getattr(settings, name) for name in options},
         hooks=[*hooks, Checkpoint(folder)],
-        accelerator=accelerator,
+        accelerator=accelerator or settings.precision or None,
     )
     try:
         take_over(bench, *saved)

@@ -42,9 +42,7 @@ def settings_of(run: Run, trainer: Trainer, targets: str | Sequence[str], probe_
         device=accelerator.device.type,
         flops_per_token=method.flops_per_weight * weights,
         truth_spectrum={n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
-        versions={
-            name: found for name in ("torch", "transformers", "accelerate") if (found := _version(name))
-        },
+        versions={n: v for n in ("torch", "transformers", "accelerate") if (v := _version(n))},
         merges=method.additive,
         rank_bound=method.rank_bound(len(run.modules)),
     )

@@ -138,27 +138,27 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The booster's part of the output: (…, k) -> (…, d), in the factors' dtype."""
-        down = nn.functional.linear(x.to(self.A.dtype), self.A)  # (…, r)
+        x = x.to(self.A.dtype)
+        down = nn.functional.linear(x, self.A)  # (…, r)
         gates = self.gates()
         if gates is not None:
             down = down * gates
         if self.scale != 1.0:
             down = down * self.scale  # on the r-sized side: the cheap one
         out = nn.functional.linear(down, self.B)  # (…, d)
-        if self.start is None:
-            return out
-        return out - nn.functional.linear(
-            nn.functional.linear(x.to(self.A.dtype), self.start[1]), self.start[0]
-        )
+        if self.start is not None:
+            out = out - nn.functional.linear(nn.functional.linear(x, self.start[1]), self.start[0])
+        return out
 
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = args[0]
-        if type(self) is LowRank and self.gate is None and x.dtype == output.dtype == self.A.dtype:
-            A: Tensor = self.A
-            B: Tensor = self.B
+        x, dtype, device = args[0], output.dtype, output.device.type
+        in_one = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.A.dtype
+        if type(self) is LowRank and self.gate is None and dtype == in_one:
+            A, B = self.A.to(dtype), self.B.to(dtype)
             if self.start is not None:  # one thin product for both
-                A, B = torch.cat([A, self.start[1]]), torch.cat([B, self.start[0] / -self.scale], 1)
-            added: Tensor = _AddLowRank.apply(output, x, A, B, self.scale)
+                A = torch.cat([A, self.start[1].to(dtype)])
+                B = torch.cat([B, (self.start[0] / -self.scale).to(dtype)], 1)
+            added: Tensor = _AddLowRank.apply(output, x.to(dtype), A, B, self.scale)
             return added
         return output + self(x).to(output.dtype)
 

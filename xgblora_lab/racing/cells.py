@@ -127,8 +127,6 @@ def load_cell(cell: Cell) -> tuple[nn.Module, Task]:
 
 def train(cell: Cell, own_copy: bool = False) -> History:
     """Run a cell. own_copy: of a model given as an object, which other threads may be using."""
-    from accelerate import Accelerator
-
     model, task = load_cell(cell)
     if own_copy and isinstance(cell.model, nn.Module):
         model = copy.deepcopy(model)
@@ -147,7 +145,7 @@ def train(cell: Cell, own_copy: bool = False) -> History:
         seed=cell.seed,
         data_seed=cell.seed,
         hooks=[Stop(n_iter_no_change=math.inf), *hooks],
-        accelerator=Accelerator(mixed_precision=s["precision"]) if s["precision"] else None,
+        accelerator=s["precision"] or None,
     ) as bench:
         with contextlib.suppress(_Reached):
             bench.run(progress=False)

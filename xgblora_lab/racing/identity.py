@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import nn
 
 from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.disk import digest, digest_of
+from xgblora_lab.precision import fastest, width_of
 from xgblora_lab.tasks.checkpoint import load_config, location
 from xgblora_lab.tasks.identity import rows_of
 from xgblora_lab.tasks.rows import local_path
@@ -52,6 +55,34 @@ def model_digest(model: str | Path | nn.Module) -> str:
         found = file_of(str(model), "config.json")  # in the hub's cache, below the name of the commit
         return digest([("name", str(model)), ("revision", found.parent.name if found else "")])
     return _files(p for p in place.iterdir() if p.suffix in MODEL_FILES)
+
+
+def precision_of(asked: str | None, model: str | Path | nn.Module, folder: Path | None) -> str | None:
+    """The mixed precision of every run of a race, also of those in other processes.
+
+    Parameters
+    ----------
+    asked : str or None
+        As in `race`.
+    model : str, Path or nn.Module
+        As in `race`; its width is what "auto" measures at.
+    folder : Path or None
+        The race's. For "auto", a race that goes on there keeps the precision that it began with.
+
+    Returns
+    -------
+    str or None
+        What was asked; in place of "auto" the precision that was the faster one.
+    """
+    if asked != "auto":
+        return asked
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        held = json.loads((folder / "settings.json").read_text(encoding="utf-8")) if folder else {}
+        if held.get("precision"):
+            return str(held["precision"])
+    if isinstance(model, nn.Module):
+        return fastest(width_of(model))
+    return fastest(int(getattr(load_config(model), "hidden_size", 1)))
 
 
 def data_digest(data: str | Path | Task) -> str:

@@ -19,7 +19,7 @@ from xgblora_lab.bench.hooks import Hook
 from xgblora_lab.bench.records import History, short_name
 from xgblora_lab.methods import ALIASES, METHODS, Method, make_method
 from xgblora_lab.racing.cells import Cell, Cells, load_cell
-from xgblora_lab.racing.identity import data_digest, hook_names, model_digest
+from xgblora_lab.racing.identity import data_digest, hook_names, model_digest, precision_of
 from xgblora_lab.racing.processes import refuse_launched
 from xgblora_lab.racing.progress import Bar, Progress
 from xgblora_lab.racing.result import Race
@@ -94,7 +94,8 @@ def race(
         `lambda: [Spectrum()]`. Which run that is turns out at the end, so it is run once more with them:
         where a hook costs much, that is cheaper than watching every trial.
     precision : str, optional
-        accelerate's mixed precision, "no", "bf16" or "fp16".
+        accelerate's mixed precision, "no", "bf16" or "fp16"; or "auto", the faster one here for every run
+        (see `precision.fastest`), which `Race.settings` names.
     out : str or Path, optional
         Folder for the finished runs, the table and the result; an interrupted race goes on there. It belongs
         to one race: the same contents of model and data, the same settings and hooks.
@@ -140,6 +141,8 @@ def race(
         raise ValueError("Give the model and the data both by name, or both as objects made already.")
     if isinstance(model, nn.Module) and task_options:
         raise ValueError(f"{next(iter(task_options))!r} is an option for data given by name.")
+    folder = Path(out) if out is not None else None
+    chosen = precision_of(precision, model, folder)
     settings = {
         "model": short_name(model) if isinstance(model, str | Path) else type(model).__name__,
         "data": short_name(data) if isinstance(data, str | Path) else data.name,
@@ -150,11 +153,10 @@ def race(
         "batch_size": batch_size,
         "targets": targets if isinstance(targets, str) else list(targets),
         "limit": limit,
-        "precision": precision,
+        "precision": chosen,
         **options,
         **task_options,
     }
-    folder = Path(out) if out is not None else None
     fixed = {k: v for k, v in settings.items() if k not in OPEN}
     if folder is not None:
         fixed |= {"model's contents": model_digest(model), "data's contents": data_digest(data)}
