@@ -23,9 +23,8 @@ BATCH = 8
 @cache
 def pydocs(quick: bool, max_length: int = 128) -> Any:
     """The task that the command line races on by default; few and short rows where `quick`."""
-    return load(
-        "lab", "pydocs", **({"max_length": 16, "limit": 32} if quick else {"max_length": max_length})
-    )[1]
+    options = {"max_length": 16, "limit": 32} if quick else {"max_length": max_length}
+    return load("lab", "pydocs", **options)[1]  # type: ignore[arg-type]
 
 
 def padding(quick: bool) -> Iterator[Row]:

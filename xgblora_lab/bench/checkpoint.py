@@ -104,7 +104,7 @@ def resume(
     model : nn.Module
         The base that the run began with, freshly loaded.
     task, hooks, accelerator
-        As in `Bench`.
+        As in `Bench`; the default is the precision that the run had.
     """
     store, _, history = saved = read(folder)
     settings = history.settings
