@@ -29,7 +29,10 @@ def imports(quick: bool) -> Iterator[Row]:
 
 def clicks(quick: bool) -> Iterator[Row]:
     """*Next round* in the stepper: the button's own callback, without a browser, in processor time."""
-    code = "import sys; from benchmarks.waiting import pressed; print(*pressed(int(sys.argv[1])))"
+    code = (
+        "import sys, torch; from benchmarks.waiting import pressed; torch.set_num_threads(1); "
+        "print(*pressed(int(sys.argv[1])))"
+    )
     runs = [measure.in_a_process(code, "2" if quick else "12") for _ in range(1 if quick else 3)]
     yield compared(
         "the stepper's first click, in seconds",
