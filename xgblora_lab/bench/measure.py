@@ -76,9 +76,10 @@ class Measure:
 
         A hook may have written to the model since: its tensors count what is written to them in place.
         """
-        model = self.trainer.model
+        model, device = self.trainer.model, self.trainer.accelerator.device
         now = [(id(t), t._version) for t in (*model.parameters(), *model.buffers())]
-        if self._probed is None or self._probed[0] != now:
+        changed = torch.tensor(float(self._probed is None or self._probed[0] != now), device=device)
+        if self._probed is None or self.trainer.summed(changed):  # all processes measure, or none
             self._probed = now, self.probe_loss()
         return self._probed[1]
 
