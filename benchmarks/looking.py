@@ -1,17 +1,22 @@
-"""Looking at a long run and going back in it: spectra, rewinding, and what a thousand rounds leave behind."""
+"""Looking at a long run and going back in it: spectra, rewinding, and what ten thousand rounds leave behind."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.encoder import MINILM, TINY, bench_of
 from benchmarks.measure import Row, compared, timed
 from xgblora_lab import spectra
+from xgblora_lab.bench.checkpoint import Checkpoint
 from xgblora_lab.methods import XGBLoRA
+from xgblora_lab.store import LOG
 
 
 def spectrum(quick: bool) -> Iterator[Row]:
@@ -49,15 +54,16 @@ def spectrum(quick: bool) -> Iterator[Row]:
 
     (few, few_read), (many, many_read) = costs(T), costs(4 * T)
     yield Row(f"appending a round to the spectrum at T = {4 * T}", f"at T = {T}", many / few, 2)
-    core = [
-        timed(lambda n=n: torch.linalg.svdvals(torch.randn(n, n, dtype=torch.float64))) for n in (T, 4 * T)
-    ]
+    square = [torch.randn(n, n, dtype=torch.float64) for n in (T, 4 * T)]
+    core = [timed(partial(torch.linalg.svdvals, X)) for X in square]
+    gram = [timed(lambda X=X: torch.linalg.eigvalsh(X @ X.T)) for X in square]
     yield Row(
         f"appending one and reading the spectrum at T = {4 * T}",
         f"at T = {T}",
         (many + many_read) / (few + few_read),
         4,
-        limit=f"the singular values of the T × T core alone: {core[1] / core[0]:.1f}",
+        limit=f"the singular values of the T × T core alone: {core[1] / core[0]:.1f}; from its Gram matrix, "
+        f"with half the digits: {gram[1] / gram[0]:.1f}",
         detail={"milliseconds": 1e3 * (many + many_read), f"milliseconds at {T}": 1e3 * (few + few_read)},
     )
 
@@ -100,24 +106,25 @@ def going_back(quick: bool) -> Iterator[Row]:
 
 
 def growth(quick: bool) -> Iterator[Row]:
-    """Whether round 1000 costs what round 10 does."""
-    few, many = (5, 30) if quick else (10, 10_000)
-    bench = bench_of(XGBLoRA(selection="random", modules_per_round=1 / 3, steps_per_round=1), TINY)
-    early, late, window = [], [], 5 if quick else 60
-    for _ in range(many + window):
-        spent = timed(bench.step)
-        index = len(bench.history)
-        (early if few <= index < few + window else late if index >= many else []).append(spent)
-    bytes_ = sum(
-        t.numel() * t.element_size()
-        for t_ in range(len(bench.ensemble))
-        for pair in bench.ensemble[t_].values()
-        for t in pair
-    )
-    expected = sum(
-        4 * sum(bench.ensemble.shapes[n]) for r in bench.history for n in r.modules
-    )  # rank 1 in float32
-    middle = statistics.median(early)
-    found = [spent / middle for spent in late]
-    yield compared(f"time of a round after {many} rounds", f"after {few}", found, 1.05)
-    yield Row(f"bytes of the ensemble after {many} rounds", "its factors in float32", bytes_ / expected, 1.0)
+    """Whether round 10,000 costs what round 10 does: time, bytes written and bytes kept."""
+    few, many, window = (5, 30, 5) if quick else (10, 10_000, 60)
+    with TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        bench = bench_of(XGBLoRA(selection="all", steps_per_round=1), TINY, hooks=[Checkpoint(run)])
+        rounds = bench.rounds(many + window)
+        spent = [timed(partial(next, rounds)) for _ in range(many + window)]
+        rounds.close()
+        lines = (run / LOG).read_text().splitlines()[1:]
+        files = [[run / name for name in json.loads(line)["files"].values()] for line in lines]
+        written = [
+            len(line) + sum(path.stat().st_size for path in paths)
+            for line, paths in zip(lines, files, strict=True)
+        ]
+    for what, costs in (("time of a round, saved at its end,", spent), ("bytes that it writes", written)):
+        early = statistics.median(costs[few : few + window])
+        found = [cost / early for cost in costs[many:]]
+        yield compared(f"{what} after {many:,} rounds", f"after {few}", found, 1.05)
+    kept = sum(t.nbytes for i in range(many) for t in bench.ensemble.tensors(i).values())
+    one = 4 * sum(sum(shape) for shape in bench.ensemble.shapes.values())  # rank 1 in float32
+    what = f"bytes of the ensemble after {many:,} rounds"
+    yield Row(what, "its factors in float32", kept / (many * one), 1.0)

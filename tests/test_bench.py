@@ -468,6 +468,49 @@ def test_the_record_counts_what_was_spent():
         first.measurements["x"] = 1
 
 
+def test_a_probe_loss_is_measured_again_where_the_weights_have_changed_and_only_there():
+    bench = bench_of(XGBLoRA(lr=0.05, steps_per_round=1))
+    fresh, passes = bench._measure.probe_loss, []
+    bench._measure.probe_loss = lambda: passes.append(None) or fresh()
+    weight = next(iter(bench.modules.values())).weight
+    booster = {n: (torch.ones(d, 1), torch.ones(1, k) / k) for n, (d, k) in bench.ensemble.shapes.items()}
+
+    def look_back():
+        with bench.at(1):
+            assert fresh() != bench.history[-1].probe_after
+
+    def write():
+        with torch.no_grad():
+            weight[0] += 0.3
+
+    def replace():
+        next(iter(bench.modules.values())).weight = nn.Parameter(0.9 * weight, requires_grad=False)
+
+    changes = {  # and the passes of the round that follows, for its two losses
+        "nothing": (lambda: None, 1),
+        "the next merge": (lambda: setattr(bench.method, "shrinkage", 0.5), 1),
+        "rewind": (lambda: bench.rewind(2), 2),
+        "drop": (lambda: bench.drop(0), 2),
+        "a look back": (look_back, 2),
+        "a merge past the records": (lambda: bench.weights.merge(booster), 2),
+        "a write": (write, 2),
+        "another parameter": (replace, 2),
+    }
+    bench.step(), bench.step(), bench.step()
+    assert len(passes) == 4
+    for what, (change, expected) in changes.items():
+        before = fresh()
+        change()
+        now, passes[:] = fresh(), []
+        assert (now == before) == (what in ("nothing", "the next merge", "a look back")), what
+        record = bench.step()
+        assert record.probe_before == now, what
+        assert record.probe_after == fresh(), what
+        assert len(passes) == expected, what
+    next(iter(bench.modules.values())).weight.data[0] += 0.3  # past the count: the loss of before is taken
+    assert bench.step().probe_before == record.probe_after
+
+
 def test_dropout_is_the_same_before_and_after_and_leaves_the_generator_alone():
     model = tiny.tiny_llama()
     model.model.layers[0].mlp.register_forward_hook(

@@ -12,6 +12,7 @@ from toy import ToyTask, equal, snapshot
 from xgblora_lab.bench import Bench, Checkpoint, resume
 from xgblora_lab.bench.hooks import Hook, Stop
 from xgblora_lab.lowrank.booster import LowRank
+from xgblora_lab.lowrank.ensemble import Ensemble
 from xgblora_lab.methods import LoRA, XGBLoRA
 from xgblora_lab.methods.base import Method
 from xgblora_lab.methods.schedules import SCHEDULES
@@ -316,7 +317,7 @@ def test_backfitting_goes_back_goes_on_and_survives_a_drop(tmp_path):
     bench.step()  # goes on from what is left
 
 
-def test_the_booster_trained_longest_ago_is_the_next():
+def test_the_booster_trained_longest_ago_is_the_next(monkeypatch):
     bench = bench_of(backfitting())
     bench.run(5, progress=False)
     name = next(iter(bench.modules))
@@ -329,6 +330,16 @@ def test_the_booster_trained_longest_ago_is_the_next():
         torch.equal(pair[1], bench.ensemble[t][name][1][:1])
         for t, pair in zip((2, 3), merged_boosters(bench.ensemble, name, 1), strict=True)
     ] == [True, True]
+    seen, get = [], Ensemble.__getitem__
+    monkeypatch.setattr(Ensemble, "__getitem__", lambda self, index: seen.append(index) or get(self, index))
+    merged_boosters(bench.ensemble, name, 1)
+    assert seen == []  # what was seen is not looked at again
+    bench.ensemble.append(bench.ensemble[3])
+    assert len(merged_boosters(bench.ensemble, name, 1)) == 3
+    assert seen == [3, 5]
+    bench.rewind(5)
+    assert len(merged_boosters(bench.ensemble, name, 1)) == 2
+    assert seen[2:] == [0, 1, 2, 3, 4]  # unless a round was dropped or taken back
 
 
 @pytest.mark.parametrize("options", [{"shrinkage": 0.5}, {"subspace": "orthogonal"}])

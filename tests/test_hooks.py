@@ -13,6 +13,7 @@ from toy import ToyTask
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.hooks import Gain, Gradient, Hook, Probe, Spectrum, Stop
 from xgblora_lab.bench.records import History, Round
+from xgblora_lab.lowrank import spectra
 from xgblora_lab.methods import Full, LoRA, XGBLoRA
 
 
@@ -120,6 +121,24 @@ def test_spectra_follow_rewinding_and_dropping():
     assert record.index == 2
     assert len(record.measurements["spectrum"][name]) == 2
     assert record.measurements["spectrum"][name] == pytest.approx(dense[:2].tolist(), rel=1e-5)
+
+
+def test_a_spectrum_takes_in_every_booster_once_however_the_rounds_are_asked_for(monkeypatch):
+    taken, append = [], spectra.GrowingSpectrum.append
+    monkeypatch.setattr(spectra.GrowingSpectrum, "append", lambda *a: taken.append(a) or append(*a))
+    method, hook = XGBLoRA(lr=0.05, steps_per_round=1), Spectrum()
+    whole = bench_of(method, hooks=[Spectrum()], steps=4, probe_size=0, targets="q_proj").run(progress=False)
+    assert len(taken) == 8  # 4 rounds on 2 modules
+    stepped = bench_of(method, hooks=[hook], steps=4, probe_size=0, targets="q_proj")
+    measured = [stepped.step().measurements for _ in range(4)]
+    assert measured == [record.measurements for record in whole]
+    assert len(taken) == 16
+    stepped.drop(1)
+    dropped = stepped.step().measurements
+    assert len(taken) == 24  # after a drop it begins again
+    other = bench_of(method, hooks=[hook], steps=4, probe_size=0, targets="q_proj")
+    assert other.step().measurements == measured[0]  # and in another run
+    assert dropped != measured[0]
 
 
 def test_the_truth_gives_alignment_and_distance():

@@ -100,8 +100,9 @@ def test_staged_spectra_are_those_of_the_first_columns(d: int, k: int, r: int) -
 
 
 @pytest.mark.parametrize(("d", "k"), [(40, 30), (7, 30), (30, 7)])
-def test_growing_spectrum_follows_the_dense_one(d: int, k: int) -> None:
-    growing = spectra.GrowingSpectrum(d, k)
+def test_growing_spectrum_follows_the_dense_one(d: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing, compute, computed = spectra.GrowingSpectrum(d, k), spectra.svdvals, list[Tensor]()
+    monkeypatch.setattr(spectra, "svdvals", lambda core: computed.append(core) or compute(core))
     assert growing.singular_values().shape == (0,)
     B, A = torch.zeros(d, 0, dtype=torch.float64), torch.zeros(0, k, dtype=torch.float64)
     for t in range(12):
@@ -114,11 +115,18 @@ def test_growing_spectrum_follows_the_dense_one(d: int, k: int) -> None:
         s = growing.singular_values()
         assert_same_spectrum(s, expected[: len(s)])
         assert float(expected[len(s) :].sum()) <= 1e-12 * float(expected[0])
+    assert len(computed) == 12
     before = growing.singular_values()
+    assert torch.equal(before, s)
+    before[:] = 0  # a copy of its own
+    before = growing.singular_values()
+    assert torch.equal(before, s)
+    assert len(computed) == 12  # nothing was added, so nothing is computed
     growing.append(torch.zeros(d, 1), torch.zeros(1, k))
     torch.testing.assert_close(growing.singular_values(), before)
     growing.append(*random_factors(d, k, 1, seed=99))
     assert not torch.allclose(growing.singular_values()[: len(before)], before)  # a real booster does show
+    assert len(computed) == 14
     with pytest.raises(ValueError, match="spectrum is of a"):
         growing.append(*random_factors(d + 1, k, 1))
 

@@ -89,22 +89,18 @@ class Spectrum(Hook):
 
     def __init__(self, modules: Sequence[str] | None = None, limit: int = 64) -> None:
         self.modules, self.limit = modules, limit
-        self._growing: dict[str, spectra.GrowingSpectrum] = {}
-        self._seen: tuple[int, int] | None = None  # the ensemble's (version, rounds) that _growing holds
-
-    def on_run_start(self, bench: Run) -> None:
-        self._growing, self._seen = {}, None
+        self._growing: dict[str, tuple[spectra.GrowingSpectrum, int]] = {}  # and the rounds that it holds
+        self._version: object = None  # of the ensemble that these are rounds of
 
     def measure(self, bench: Run) -> Mapping[str, Any] | None:
         names = list(self.modules) if self.modules is not None else list(bench.modules)
         if not all(bool(p.isfinite().all()) for p in self._latest(bench)):
             return None  # diverged: there is no spectrum to speak of
-        if self._seen is not None and self._seen[0] != bench.ensemble.version:
-            self.on_run_start(bench)  # rounds were taken back or dropped: begin again
+        if self._version is not bench.ensemble.version:  # another run, or rounds were taken back or dropped
+            self._growing, self._version = {}, bench.ensemble.version
         measured: dict[str, Any] = {
             "spectrum": {n: self._values(bench, n)[: self.limit].tolist() for n in names}
         }
-        self._seen = (bench.ensemble.version, len(bench.ensemble))
         truth = {n: f for n, f in getattr(bench.task, "truth", {}).items() if n in names}
         if truth:
             factors = {n: bench.factors(n) for n in truth}
@@ -115,13 +111,12 @@ class Spectrum(Hook):
     def _values(self, bench: Run, name: str) -> Tensor:
         if not bench.method.additive:
             return bench.spectrum(name)
-        if name not in self._growing:
-            self._growing[name] = spectra.GrowingSpectrum(*bench.ensemble.shapes[name])
-        first = self._seen[1] if self._seen is not None else 0
+        growing, first = self._growing.get(name) or (spectra.GrowingSpectrum(*bench.ensemble.shapes[name]), 0)
         for index in range(first, len(bench.ensemble)):
             if name in bench.ensemble[index]:
-                self._growing[name].append(*bench.ensemble[index][name])
-        return self._growing[name].singular_values()
+                growing.append(*bench.ensemble[index][name])
+        self._growing[name] = growing, len(bench.ensemble)
+        return growing.singular_values()
 
     @staticmethod
     def _latest(bench: Run) -> list[Tensor]:

@@ -24,7 +24,7 @@ class Measure:
         self.passes = self.forwards = 0  # of this round, beyond its steps
         self.first_batch: list[Batch] = []  # of this round
         self._probe: list[Batch] | None = None
-        self._probe_loss: float | None = None  # of the present weights
+        self._probed: tuple[object, float] | None = None  # the weights' versions, and their probe loss
 
     def begin_round(self, step: int) -> None:
         """A round begins at this step."""
@@ -33,7 +33,7 @@ class Measure:
 
     def weights_changed(self) -> None:
         """The model is another one: nothing measured holds for it."""
-        self._probe_loss = None
+        self._probed = None
 
     def gradients(self, step: int, index: int, trained: Sequence[nn.Parameter], passes: int) -> None:
         """Forward-backward passes on the batches from `step` on; parameters' gradients are cleared again."""
@@ -72,10 +72,16 @@ class Measure:
         return loss
 
     def probe(self) -> float:
-        """Loss on the probe batch, measured once for the same weights."""
-        if self._probe_loss is None:
-            self._probe_loss = self.probe_loss()
-        return self._probe_loss
+        """Loss on the probe batch, measured once for the same weights.
+
+        A hook may have written to the model since: its tensors count what is written to them in place.
+        """
+        model, device = self.trainer.model, self.trainer.accelerator.device
+        now = [(id(t), t._version) for t in (*model.parameters(), *model.buffers())]
+        changed = torch.tensor(float(self._probed is None or self._probed[0] != now), device=device)
+        if self._probed is None or self.trainer.summed(changed):  # all processes measure, or none
+            self._probed = now, self.probe_loss()
+        return self._probed[1]
 
     def probe_loss(self) -> float:
         """Loss of the model as it is now on the probe batch; nan where there is none."""

@@ -35,7 +35,7 @@ class Ensemble:
     def __init__(self, shapes: Mapping[str, tuple[int, int]], additive: bool = True) -> None:
         self.shapes = {name: (int(d), int(k)) for name, (d, k) in shapes.items()}
         self.additive = additive
-        self.version = 0  # counts what changed rounds that were there already
+        self.version = object()  # a new one for every ensemble and every change to earlier rounds
         self._rounds: list[dict[str, tuple[Tensor, Tensor]]] = []
 
     def __len__(self) -> int:
@@ -69,13 +69,13 @@ class Ensemble:
             raise ValueError("A LoRA's rounds replace one another; only boosting's rounds can be dropped.")
         if not 0 <= index < len(self):
             raise IndexError(f"There is no round {index}; rounds 0 to {len(self) - 1} are there.")
-        self.version += 1  # first: whoever was cut off between the two has counted a change too many
+        self.version = object()  # first: whoever was cut off between the two has told of a change too many
         self._rounds[index] = {}
 
     def truncate(self, rounds: int) -> None:
         """Forget every round from `rounds` on."""
         if rounds < len(self):
-            self.version += 1
+            self.version = object()
             del self._rounds[self._upto(rounds) :]
 
     def active(self, upto: int | None = None) -> list[Boosters]:

@@ -57,7 +57,7 @@ class LiveWeights:
                 continue
             self._keep(name)
             B, A = parts(module, B, A)
-            weight = dense_weight(module).data
+            weight = dense_weight(module).detach()  # unlike `.data`, it counts as written to
             master = self._master.get(name, weight)
             master.addmm_(B.to(master), A.to(master))
             if master is not weight:
@@ -73,7 +73,7 @@ class LiveWeights:
         """Make the live weights the base again, bit for bit."""
         for name, base in self._base.items():
             module = self.modules[name]
-            stored_weight(module).data.copy_(base)
+            stored_weight(module).detach().copy_(base)
             if name in self._master:
                 self._master[name].copy_(dense_weight(module).data)
         for booster in self.beside.values():

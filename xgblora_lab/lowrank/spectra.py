@@ -77,6 +77,7 @@ class GrowingSpectrum:
         self._left, self._right = _Basis(d), _Basis(k)
         self._core = torch.zeros(0, 0, dtype=torch.float64)  # grown by doubling; (≥ m, ≥ n)
         self._waiting: list[Factors] = []
+        self._values = self._core.new_zeros(0)
 
     def append(self, B: Tensor, A: Tensor) -> None:
         """Add one more booster B (d, r), A (r, k) to the update; ValueError where the shapes do not fit."""
@@ -95,8 +96,10 @@ class GrowingSpectrum:
                 left, right = self._left.coordinates(b), self._right.coordinates(a)  # (m,), (n,)
                 self._core = _grown(self._core, len(left), len(right))
                 self._core[: len(left), : len(right)].addr_(left, right)
-        self._waiting.clear()
-        return svdvals(self._core[: self._left.count, : self._right.count])
+        if self._waiting:
+            self._values = svdvals(self._core[: self._left.count, : self._right.count])
+            self._waiting.clear()
+        return self._values.clone()
 
 
 class _Basis:

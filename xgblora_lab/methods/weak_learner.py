@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from xgblora_lab.lowrank.linear import blocks, factor_dtype, weight_shape
 if TYPE_CHECKING:
     from xgblora_lab.lowrank.ensemble import Ensemble
     from xgblora_lab.methods.base import Loop
+
+    Merged = tuple[object, int, list[tuple[Tensor, Tensor]]]  # the ensemble's version, rounds seen, boosters
+
+_MERGED: WeakKeyDictionary[Ensemble, dict[tuple[str, int], Merged]] = WeakKeyDictionary()
 
 
 def chosen_units(
@@ -117,10 +122,9 @@ def last_directions(ensemble: Ensemble, names: Iterable[str]) -> dict[str, Tenso
 
     A module without a booster so far, or whose last one has a row of zeros, is left out.
     """
-    found = {}
+    found, rounds = {}, ensemble.active()
     for name in names:
-        rounds = (boosters for boosters in reversed(ensemble.active()) if name in boosters)
-        A = next((boosters[name][1] for boosters in rounds), None)
+        A = next((boosters[name][1] for boosters in reversed(rounds) if name in boosters), None)
         if A is not None and (norm := A.norm(dim=1, keepdim=True)).all():
             found[name] = A / (norm * math.sqrt(3))
     return found
@@ -142,15 +146,21 @@ def merged_boosters(ensemble: Ensemble, module: str, rank: int) -> list[tuple[Te
     """(B (d, r), A (r, k)) of a module's boosters as they are now, the one trained longest ago first.
 
     A round that trained a booster further has merged it as [B, −B_start] and [A; A_start]. Where the rounds
-    that a start comes from were dropped, the booster counts as a new one.
+    that a start comes from were dropped, the booster counts as a new one. Rounds that were looked at are not
+    looked at again, so that a call costs the same after many of them.
     """
-    found: list[tuple[Tensor, Tensor]] = []
-    for boosters in ensemble.active():
+    kept = _MERGED.setdefault(ensemble, {})
+    version, seen, found = kept.get((module, rank), (None, 0, []))
+    if version is not ensemble.version:
+        seen, found = 0, []
+    for index in range(seen, len(ensemble)):
+        boosters = ensemble[index]
         if module in boosters:
             B, A = boosters[module]
             found = [pair for pair in found if not torch.equal(pair[1], A[rank:])]
             found.append((B[:, :rank], A[:rank]))
-    return found
+    kept[module, rank] = ensemble.version, len(ensemble), found
+    return list(found)
 
 
 def train_further(ensemble: Ensemble, boosters: Mapping[str, LowRank], most: int) -> None:

@@ -325,7 +325,7 @@ class Stepper(Controls):
             self._now = (key, History(history.method, history.settings, [*history.rounds[:last], record]))
         return self._now[1]
 
-    _now: tuple[tuple[int, int], History] | None = None
+    _now: tuple[tuple[object, int], History] | None = None
 
     def _absent(self) -> str:
         """Which rounds' boosters are out of the model, and what the figure shows of that."""
