@@ -63,7 +63,8 @@ parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 layers = (2, 3) if profile == "classroom" else (3,)  # to be quick: the last layer alone
 targets = [f"model.layers.{layer}.{part}" for layer in layers for part in parts]
 hidden = [f"model.layers.3.{part}" for part in ("self_attn.o_proj", "mlp.down_proj")]
-common = {"modules": hidden, "rank": 2 * rank, "strength": 1.0, "length": 8, "sequences": 1024}
+common = {"modules": hidden, "rank": 2 * rank, "strength": 1.0, "length": 8}
+common["sequences"] = 64 if profile == "ci" else 1024
 
 #            steps of a race: planted, text | steps_per_round | trials of a method | seeds | matrix
 profiles = {
@@ -113,7 +114,7 @@ contenders = references | {
     "cola": f"cola:r={rank}",
 }
 if profile == "ci":
-    contenders = {name: contenders[name] for name in ("lora", "lora-ga", "xgblora")}
+    contenders = {name: contenders[name] for name in ("lora", "rora", "xgblora")}
 budget = {
     "steps_per_round": steps_per_round,
     "batch_size": 8,
@@ -348,7 +349,7 @@ say(
 # **Question.** Will the order be that of the planted task?
 
 # %%
-reader, docs = load("lab", "pydocs", kind="causal-lm", max_length=24, limit=300 if profile == "ci" else 3000)
+reader, docs = load("lab", "pydocs", kind="causal-lm", max_length=24, limit=100 if profile == "ci" else 3000)
 text = saved.race(reader, docs, list(contenders.values()), steps=text_steps, **budget)
 text_name = dict(zip(text.labels, contenders, strict=True))
 text_gaps = against_lora(text, text_name)

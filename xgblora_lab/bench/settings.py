@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
@@ -41,14 +42,13 @@ def settings_of(run: Run, trainer: Trainer, targets: str | Sequence[str], probe_
         device=accelerator.device.type,
         flops_per_token=method.flops_per_weight * weights,
         truth_spectrum={n: spectra.singular_values(B, A).tolist() for n, (B, A) in truth.items()},
-        versions={
-            name: found for name in ("torch", "transformers", "accelerate") if (found := _version(name))
-        },
+        versions={n: found for n in ("torch", "transformers", "accelerate") if (found := _version(n))},
         merges=method.additive,
         rank_bound=method.rank_bound(len(run.modules)),
     )
 
 
+@cache  # a lesson makes dozens of benches, and each look takes as long as a step
 def _version(package: str) -> str:
     """Of an installed package, which need not be imported for it; else empty."""
     try:

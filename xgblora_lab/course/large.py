@@ -142,7 +142,7 @@ def table(found: dict[str, Large]) -> pd.DataFrame:
             reference = str(race.reference)
             mine, theirs = (median(race.scores[m], race.greater_is_better) for m in (method, reference))
             row: dict[str, Any] = {"race": race.title, "method": method, "against": reference}
-            row |= {"test": race.metric, "its score": f"{theirs:.3f}", "the method's": f"{mine:.3f}"}
+            row |= {"score": race.metric, "the method's": f"{mine:.3f}", "the other's": f"{theirs:.3f}"}
             row |= {"difference (95 %)": str(d), "verdict": d.verdict(race.greater_is_better)}
             row |= {"seeds": d.count, "seeds to tell": d.seeds_in_words}
             row |= {"peak, times": race.peak[method] / race.peak[reference]}
