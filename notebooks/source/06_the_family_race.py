@@ -73,6 +73,7 @@ profiles = {
     "classroom": (200, 200, 20, 8, 5, ((30, 90, 270), (0.003, 0.01, 0.03, 0.1, 0.3))),
 }
 steps, text_steps, steps_per_round, trials, seeds, (budgets, matrix_lrs) = pick(profile, profiles)
+length, limit = (16, 100) if profile == "ci" else (24, 3000)  # of the texts of section 3: tokens, texts
 pd.set_option("display.float_format", "{:.3g}".format, "display.max_colwidth", None)
 
 # %% [markdown]
@@ -349,7 +350,7 @@ say(
 # **Question.** Will the order be that of the planted task?
 
 # %%
-reader, docs = load("lab", "pydocs", kind="causal-lm", max_length=24, limit=100 if profile == "ci" else 3000)
+reader, docs = load("lab", "pydocs", kind="causal-lm", max_length=length, limit=limit)
 text = saved.race(reader, docs, list(contenders.values()), steps=text_steps, **budget)
 text_name = dict(zip(text.labels, contenders, strict=True))
 text_gaps = against_lora(text, text_name)
@@ -515,7 +516,8 @@ say(
 # %%
 ended = pd.DataFrame(computed["planted"].trials).query("method == 'XGBLoRA, rank 1'")
 ended["knobs"] = [", ".join(f"{k} {v}" for k, v in knobs.items()) for knobs in ended["knobs"]]
-ended[["knobs", "lr", "dev", "chosen"]].fillna({"dev": "ended early"})
+ended["dev"] = ["ended early" if pd.isna(loss) else f"{loss:.3f}" for loss in ended["dev"]]
+ended[["knobs", "lr", "dev", "chosen"]]
 
 # %% [markdown]
 # ## What to take away

@@ -148,7 +148,9 @@ def forest(
             hovertemplate="%{customdata}<extra>%{y}</extra>",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 2})
-    layout(figure, title, note, 260 + 30 * len(differences))
+    rows = sum(20 + 14 * (1 + name.count("<br>")) for name in differences)
+    layout(figure, title, note, 260 + rows)
+    figure.update_layout(legend={"y": -90 / (86 + rows)})  # in plot heights: below the axis' title
     low, high = max(min(ends), -2 * reach), min(max(ends), 2 * reach)
     room = 0.05 * (high - low) + 1e-9
     figure.update_xaxes(title=x, range=[low - room, high + room], showgrid=True)

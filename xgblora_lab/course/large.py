@@ -169,7 +169,7 @@ def forest(found: dict[str, Large]) -> go.Figure:
         "gain over the reference (% of its score; right: better)",
         {name: gain for name, (gain, _) in gains.items()},
         {name: gain.verdict(greater_is_better=True) for name, (gain, _) in gains.items()},
-        note="mean and 95 % interval of differences paired by seed; verdicts after Holm's correction",
+        note="mean and 95 % interval; verdicts after Holm's correction",
     )
 
 
