@@ -192,10 +192,10 @@ def _kept(race: Race) -> dict[str, Any]:
     names = _names(race)
     runs = {names[label]: race.chosen(label) for label in race.labels}
     first = next(iter(runs.values()))[0].settings
-    seeds = sorted({h.settings.seed for label in race.labels for h in race.chosen(label)})
     by_seed = {
         m: {h.settings.seed: h.scores.get("test", h.scores["dev"]) for h in hs} for m, hs in runs.items()
     }
+    seeds = list(dict.fromkeys(seed for scores in by_seed.values() for seed in scores))
     return {
         "task": TASKS.get(race.settings["data"], race.settings["data"]),
         "model": race.settings["model"],
