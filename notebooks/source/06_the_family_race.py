@@ -498,20 +498,24 @@ say(". ".join(f"**{word}**: {'; '.join(who) or 'nobody'}" for word, who in sides
 at_1, at_8 = computed["capacity"], computed["capacity8"]
 low, boosted = (statistics.fmean(at_1.scores[method]) for method in ("LoRA, rank 1", "XGBLoRA, rank 1"))
 high = statistics.fmean(at_8.scores["LoRA, rank 8"])
+full = statistics.fmean(computed["capacity_full"].scores["full fine-tuning"])
 way = (low - boosted) / (low - high)
 at_1 = at_1.differences("LoRA, rank 1")["XGBLoRA, rank 1"]
 at_8 = at_8.differences("LoRA, rank 8")["XGBLoRA, rank 8"]
 say(
     f"On the books LoRA of rank 8 is {low - high:.3f} nats below LoRA of rank 1: rank is what is short. "
     f"Boosting of rank 1 goes {way:.0%} of that way ({at_1}), at an eighth of rank 8's peak. With rank 8 on "
-    f"both sides the difference is {at_8}, and there is nothing to win in this budget."
+    f"both sides the difference is {at_8}, and there is nothing to win in this budget. Full "
+    f"fine-tuning ends at {full:.3f}: of the {low - full:.3f} nats from LoRA of rank 1 to it, boosting of rank "
+    f"1 goes {(low - boosted) / (low - full):.0%}, LoRA of rank 8 {(low - high) / (low - full):.0%}."
 )
 
 # %% [markdown]
 # So, as far as these races go: **boosting of rank 1 wins where rank is short**, because its rounds add the
 # rank that LoRA of the same peak does not have. If the higher rank fits into memory, LoRA with that rank is
-# further ahead. On the planted update the gain came from two boosters that train in turn (`backfit=2`), and
-# not from many short rounds. How each trial ended is in the file too.
+# further ahead, and full fine-tuning is far ahead of both. On the planted update the gain came from two
+# boosters that train in turn (`backfit=2`), and not from many short rounds. How each trial ended is in the
+# file too.
 
 # %%
 ended = pd.DataFrame(computed["planted"].trials).query("method == 'XGBLoRA, rank 1'")
@@ -561,6 +565,7 @@ for (name, r), verdict in known.items():
     gap = computed[name].differences(f"LoRA, rank {r}")[f"XGBLoRA, rank {r}"]
     assert gap.verdict(computed[name].greater_is_better) == verdict
 assert 0.25 < way < 0.4  # about a third
+assert full < high - 0.4 < high < boosted < low  # nothing of low rank comes near full fine-tuning
 assert abs(at_8.mean) < 0.001 < 0.1 < -at_1.mean
 assert (at_8.high - at_8.low) / 2 < 0.01
 print("All facts hold.")
