@@ -506,8 +506,8 @@ say(
     f"On the books LoRA of rank 8 is {low - high:.3f} nats below LoRA of rank 1: rank is what is short. "
     f"Boosting of rank 1 goes {way:.0%} of that way ({at_1}), at an eighth of rank 8's peak. With rank 8 on "
     f"both sides the difference is {at_8}, and there is nothing to win in this budget. Full "
-    f"fine-tuning ends at {full:.3f}: of the {low - full:.3f} nats from LoRA of rank 1 to it, boosting of rank "
-    f"1 goes {(low - boosted) / (low - full):.0%}, LoRA of rank 8 {(low - high) / (low - full):.0%}."
+    f"fine-tuning ends at {full:.3f}: of the {low - full:.3f} nats from LoRA of rank 1 to it, boosting of "
+    f"rank 1 goes {(low - boosted) / (low - full):.0%}, LoRA of rank 8 {(low - high) / (low - full):.0%}."
 )
 
 # %% [markdown]
