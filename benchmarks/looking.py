@@ -1,4 +1,4 @@
-"""Looking at a long run and going back in it: spectra, rewinding, and what ten thousand rounds leave behind."""
+"""Looking at a long run and going back in it: spectra, rewinding, what ten thousand rounds leave behind."""
 
 from __future__ import annotations
 

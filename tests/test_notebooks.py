@@ -153,7 +153,7 @@ def and_again(notebook: nbformat.NotebookNode, student: Path) -> nbformat.Notebo
     return notebook
 
 
-AGAIN = ("00_", "09_")  # also run again in the same kernel: what every reader runs, and what writes files
+AGAIN = ("00_", "10_")  # also run again in the same kernel: what every reader runs, and what writes files
 
 
 @pytest.mark.notebook
@@ -226,7 +226,7 @@ def test_a_notebook_that_runs_only_once_is_found(tmp_path: Path, offline_kernels
 
 
 def test_what_is_quoted_from_the_races_stands_in_their_tables() -> None:
-    quoted = (HOME / "source" / "10_take_a_decision.py").read_text(encoding="utf-8")
+    quoted = (HOME / "source" / "11_take_a_decision.py").read_text(encoding="utf-8")
     tables = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^# \| (?:ten books|planted).+$", quoted, flags=re.MULTILINE)
     numbers = [number for row in rows for number in re.findall(r"[−+]?\d\.\d{3}", row)]

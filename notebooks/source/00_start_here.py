@@ -147,7 +147,7 @@ say(
 #   descent; what is left of it is the rule: add the best *small* thing you can find, keep it, go on.
 # - Trees stay a list. Boosters melt into one matrix: a model with a thousand of them is as fast as before.
 # - A network can be trained as a whole, so boosting has a rival that trees do not have: **LoRA**, which
-#   trains all its directions together. Who wins is a question of the next ten notebooks.
+#   trains all its directions together. Who wins is a question of the next eleven notebooks.
 
 # %% [markdown]
 # ## 2 · Where am I?

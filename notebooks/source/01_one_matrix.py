@@ -321,7 +321,7 @@ check.function(
          boost(2, steps_per_round, 0.03)[0] - W), "That is the booster alone. To what is it added?"),
     ],
     because="Attach, train, merge: W + shrinkage · BA. The pair is fitted at full strength, and only the "
-    "merge shrinks it, so the loss jumps up at that moment (notebook 06 draws it).",
+    "merge shrinks it, so the loss jumps up at that moment (notebook 07 draws it).",
 )  # fmt: skip
 
 # %% [markdown] tags=["solution"]
@@ -638,7 +638,7 @@ pd.DataFrame(
 #
 # The longest rounds give too few boosters. Towards the short end the gain runs out. A round starts at B = 0,
 # where A has no gradient yet, and a fresh Adam's first steps are as long as the learning rate, however small
-# the gradient (notebook 06 shows it). So a very short round is over before its booster points the right way,
+# the gradient (notebook 07 shows it). So a very short round is over before its booster points the right way,
 # and at a large rate its steps overshoot.
 #
 # Now be fair. LoRA at *full* rank has no tail to stop at either.

@@ -875,7 +875,7 @@ say(
 #
 # Now change one thing and run the cells of this section again: `steps_per_round` of half the length, or
 # `selection="random"`. Boosting is sensitive to both. Which task needs which setting is the subject of
-# notebooks 04 and 06.
+# notebooks 04 and 07.
 
 # %% [markdown]
 # ## What to take away

@@ -369,7 +369,7 @@ check.function(
 #
 # Four **hooks** watch each run. `Probe` notes the dev scores after every round, `Spectrum` the singular
 # values. The other two are written here, because they are short: `Memory` notes what the GPU held, `Answers`
-# what the model says on test at the end. (Notebook 09 is about writing your own.)
+# what the model says on test at the end. (Notebook 10 is about writing your own.)
 #
 # Every finished run is **saved** beside this notebook. Has your kernel been stopped in between, as free
 # servers do after some idle minutes? Start it and run all cells again: the contest goes on where it was, and

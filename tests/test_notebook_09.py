@@ -1,4 +1,4 @@
-"""Notebook 08 takes a model folder and a data file by the parameters that name hub ids elsewhere."""
+"""Notebook 09 takes a model folder and a data file by the parameters that name hub ids elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from xgblora_lab.course.execute import Executed, run_notebook
 
-INSTRUCTORS = Path(__file__).resolve().parent.parent / "notebooks" / "instructor" / "08_a_real_model.ipynb"
+INSTRUCTORS = Path(__file__).resolve().parent.parent / "notebooks" / "instructor" / "09_a_real_model.ipynb"
 WARM, COLD = ("fire", "sun", "oven", "summer"), ("ice", "snow", "winter", "frost")
 
 
