@@ -51,6 +51,7 @@ BESIDE = (
     "store",
     "seeds",
     "stored",
+    "precision",
     "export",
     "card",
     "lab_model",
