@@ -123,8 +123,8 @@ print("sequences:", ", ".join(f"{size} {split}" for split, size in sizes.items()
 # - **LoRA, rank 1**: trains as many numbers *at one moment*.
 # - **LoRA of a higher rank**, as many as there are rounds: trains as many numbers *in total*.
 #
-# A scale is set to zero before it is used. So give both sides the same thing to do: a single round that lasts
-# for the whole run **is** LoRA of rank 1.
+# Empty kitchen scales must show zero. As you would check that first, first race two methods that are the
+# same: a single round that lasts for the whole run **is** LoRA of rank 1.
 #
 # **Question.** Race these two at one learning rate. How far apart will they end?
 
@@ -219,8 +219,9 @@ say(
 # **The winner depends on the rate.** Somebody who may choose the common rate may choose who wins. No lie is
 # needed, only a default: a rate that was found for one method, and then used for all.
 #
-# The cure is simple. Each method tries **the same grid**, and is judged at **its own best** rate. The price
-# is that every method needs many runs. Look at the ends of the curves, too. If the best rate lies at the
+# The cure is simple. Each method tries **the same grid**, and is judged at **its own best** rate. (Boosting
+# and LoRA share a unit: Adam's steps on a thin pair. Where methods do not, as in notebook 06, each gets the
+# same *number* of rates around its own default.) The price is that every method needs many runs. Look at the ends of the curves, too. If the best rate lies at the
 # edge of the grid, the method may have been cut short, and the grid must grow.
 
 # %% [markdown]
@@ -323,14 +324,16 @@ differences = {rival: test["XGBLoRA"] - test[rival] for rival in (lora_1, lora_h
 for rival, gaps in differences.items():
     say(
         f"XGBLoRA minus {rival}: the differences scatter by {gaps.std():.3f}; the scores of XGBLoRA by "
-        f"{test['XGBLoRA'].std():.3f}, those of {rival} by {test[rival].std():.3f}."
+        f"{test['XGBLoRA'].std():.3f}, those of {rival} by {test[rival].std():.3f}. Without pairs it would be "
+        f"{np.hypot(test['XGBLoRA'].std(), test[rival].std()):.3f}."
     )
 
 # %% [markdown]
 # Against LoRA of rank 1 pairing pays: what makes a task hard for one rank-1 method makes it hard for the
 # other, and in the difference it cancels. Against the higher rank it need not pay: look at whether its line
-# goes up and down with the others. Pairing never costs anything, and it helps as much as two methods find the
-# same seeds hard.
+# goes up and down with the others. Without pairs a difference of two scores would scatter by √(s₁² + s₂²),
+# where s₁ and s₂ are the scatters of the two. What pairing saves from that is what the two methods share: the
+# seeds that both find hard. If they shared nothing, it would save nothing.
 
 # %% [markdown]
 # ### Exercise 4.1 · The mean difference (4 minutes, easy)
