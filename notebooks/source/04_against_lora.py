@@ -221,8 +221,9 @@ say(
 #
 # The cure is simple. Each method tries **the same grid**, and is judged at **its own best** rate. (Boosting
 # and LoRA share a unit: Adam's steps on a thin pair. Where methods do not, as in notebook 06, each gets the
-# same *number* of rates around its own default.) The price is that every method needs many runs. Look at the ends of the curves, too. If the best rate lies at the
-# edge of the grid, the method may have been cut short, and the grid must grow.
+# same *number* of rates around its own default.) The price is that every method needs many runs. Look at
+# the ends of the curves, too. If the best rate lies at the edge of the grid, the method may have been cut
+# short, and the grid must grow.
 
 # %% [markdown]
 # ### Exercise 2.1 · Choose and report (6 minutes, medium)
@@ -324,8 +325,8 @@ differences = {rival: test["XGBLoRA"] - test[rival] for rival in (lora_1, lora_h
 for rival, gaps in differences.items():
     say(
         f"XGBLoRA minus {rival}: the differences scatter by {gaps.std():.3f}; the scores of XGBLoRA by "
-        f"{test['XGBLoRA'].std():.3f}, those of {rival} by {test[rival].std():.3f}. Without pairs it would be "
-        f"{np.hypot(test['XGBLoRA'].std(), test[rival].std()):.3f}."
+        f"{test['XGBLoRA'].std():.3f}, those of {rival} by {test[rival].std():.3f}. Without pairs the "
+        f"differences would scatter by {np.hypot(test['XGBLoRA'].std(), test[rival].std()):.3f}."
     )
 
 # %% [markdown]

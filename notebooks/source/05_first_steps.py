@@ -301,9 +301,9 @@ pd.DataFrame(aligned).T.rename_axis("cosine with −G").map("{:.3f}".format).rep
 #
 # **r_m ∝ mean |W ∘ G| / √(d + k), B₀ = −ξ G A₀ᵀ (A₀A₀ᵀ)⁻¹**
 #
-# Here m is a map with d outputs and k inputs, and ∘ multiplies entry by entry. ξ is chosen so that the first
-# product is about `gamma` times as long as G. Nothing is taken out of the weight, so the model has moved before
-# it is trained.
+# Here m is a map with d outputs and k inputs, and ∘ multiplies entry by entry. ξ is chosen so that the
+# first product is about `gamma` times as long as G. Nothing is taken out of the weight, so the model has
+# moved before it is trained.
 #
 # **Question.** Two of the maps hold the planted update. Does GoRA give them more rank?
 
@@ -547,8 +547,9 @@ noticed
 
 # %% [markdown]
 # For LoRA, the size of the random start is a second learning rate in disguise. LoRA-RITE does not see it.
-# LoRA-Pro aims its step at G, whatever the lengths of A and B; what it still sees of them is that a real step
-# has a size, and moves B and A at once. What LoRA-Pro alone does not see is α, since it aims at G itself: its learning rate is a length in W, like that of full fine-tuning.
+# LoRA-Pro aims its step at G, whatever the lengths of A and B; what it still sees of them is that a real
+# step has a size, and moves B and A at once. What LoRA-Pro alone does not see is α, since it aims at G
+# itself: its learning rate is a length in W, like that of full fine-tuning.
 #
 # The price of LoRA-Pro's published mode is memory: two numbers of Adam for every weight of W. Look for it
 # among the optimizer bytes of notebook 06's race.
@@ -559,8 +560,8 @@ noticed
 # LoRA gives every map the same rank. These four methods do not.
 #
 # - **BeamLoRA**: ranks compete inside a map. Every so often the weakest restart as older copies of the
-#   strongest. **ΔW = s B diag(r · softmax(z/τ)) A**: z, a trained number for each of the r pairs of column and
-#   row; τ, how fierce the competition is; s, the scale α / r.
+#   strongest. **ΔW = s B diag(r · softmax(z/τ)) A**: z, a trained number for each of the r pairs of column
+#   and row; τ, how fierce the competition is; s, the scale α / r.
 # - **ALoRA**: switch one rank off at a time, remove those that are not needed, give new ones to maps that
 #   lost none. **score = loss without it − loss with it alone**. (Such a pair is what all four call a *rank*.)
 # - **SoRA**: a gate g on every rank, closed a little at each step, by learning rate η times ξ.
@@ -641,8 +642,8 @@ say(
 #
 # GGPO's formula is our reconstruction: neither the paper's exact one nor its authors' code was available.
 #
-# **Question.** The minus of MGPO: does ε push uphill, as sharpness-aware minimization (SAM) does, or downhill? How large are
-# the two ε beside the weights?
+# **Question.** The minus of MGPO: does ε push uphill, as sharpness-aware minimization (SAM) does, or
+# downhill? How large are the two ε beside the weights?
 
 # %%
 shaken = {}
