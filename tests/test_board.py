@@ -35,15 +35,16 @@ def test_a_chart_names_its_axes_and_tells_lines_apart_without_colour() -> None:
 def test_a_forest_has_every_interval_and_keeps_an_outlier_on_its_edge() -> None:
     scores = {f"method {i}": [0.01 * i - 0.02, 0.01 * i - 0.01] for i in range(9)}
     differences = {name: paired(values) for name, values in scores.items()}
-    differences |= {"far": paired([5.0, 5.2]), "once": paired([0.03])}
-    groups = {name: "odd" if name in ("far", "once") else "even" for name in differences}
+    differences |= {"far": paired([5.0, 5.2]), "once": paired([0.03]), "lost": paired([np.nan])}
+    groups = {name: "odd" if name in ("far", "once", "lost") else "even" for name in differences}
     figure = forest("Differences", "loss", differences, groups)
     assert [trace.name for trace in figure.data] == ["even", "odd"]
     assert list(figure.layout.yaxis.categoryarray) == list(differences)[::-1]
     one = differences["method 3"]
     assert figure.data[0].x[3] == pytest.approx(one.mean)
     assert figure.data[0].error_x.array[3] == pytest.approx((one.high - one.low) / 2)
-    far, once = figure.data[1].x
+    far, once, lost = figure.data[1].x
+    assert np.isnan(lost)
     assert (far < 5, once, figure.data[1].error_x.array[1]) == (True, 0.03, 0)
     assert figure.layout.xaxis.range[0] < 0 < far < figure.layout.xaxis.range[1]
 

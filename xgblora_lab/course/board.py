@@ -126,7 +126,7 @@ def forest(
     Returns
     -------
     plotly.graph_objects.Figure
-        A dot beyond the range of most others stands on the edge of the figure.
+        A dot beyond the range of most others stands on the edge of the figure; a diverged one is not drawn.
     """
     middle = sorted(abs(d.mean) for d in differences.values() if math.isfinite(d.mean))
     reach = 2 * middle[round(0.9 * (len(middle) - 1))] + 1e-9 if middle else 1.0
@@ -135,8 +135,8 @@ def forest(
     for place, group in enumerate(dict.fromkeys(groups.values())):
         here = {name: d for name, d in differences.items() if groups[name] == group}
         half = [(d.high - d.low) / 2 if math.isfinite(d.high) else 0.0 for d in here.values()]
-        dots = [min(reach, max(-reach, d.mean)) for d in here.values()]
-        ends += [end for dot, h in zip(dots, half, strict=True) for end in (dot - h, dot + h)]
+        dots = [max(-reach, min(d.mean, reach)) if math.isfinite(d.mean) else math.nan for d in here.values()]
+        ends += [end for dot, h in zip(dots, half, strict=True) for end in (dot - h, dot + h) if dot == dot]
         figure.add_scatter(
             x=dots,
             y=list(here),
