@@ -245,7 +245,7 @@ check.number(
 # | κ, steps in a round | (none) | a sixth of all steps | K/20, K/6, K; or `merge="plateau"` |
 # | schedule | linear decay | the same | `trapezoid`: constant, then linear over the last 30 % |
 # | `backfit` | (none) | off | 2: two boosters, trained in turn (notebook 07, section 2) |
-# | `round_warmup` | (none) | 5 steps | 0 |
+# | `round_warmup` | (none) | 0 | 5 steps, as in the races |
 #
 # **Question.** Boosting has more knobs. If each gets its grid, boosting gets more trials. Is that fair?
 
@@ -430,7 +430,7 @@ check.array(
 #
 # These are the project's own races: equal steps, equal peak, the same number of trials, five seeds. The
 # numbers are quoted from `benchmarks/README.md`, where the commands stand beside them (`python -m
-# benchmarks.races capacity`, `capacity8`, `planted --first 2`). Scores are medians over the seeds. The
+# benchmarks.races capacity`, `capacity8`, `planted --first 3`). Scores are medians over the seeds. The
 # difference is the mean of the five paired ones, so it need not be the difference of the medians. The total
 # counts every booster: with 20 rounds it is 20 times that of LoRA.
 #
