@@ -105,18 +105,21 @@ def test_a_race_that_is_committed_later_is_read_without_a_change(tmp_path):
     race = json.loads((RACES / "planted" / "race.json").read_text(encoding="utf-8"))
     race["settings"] |= {"data": "letters.csv", "steps": 4000}
     race["histories"] = [h for h in race["histories"] if h["settings"]["chosen"]]
-    lost = next(h for h in race["histories"] if h["method"] == "xgblora")
+    lost = next(
+        h for h in race["histories"] if h["method"] == "xgblora" and h["settings"]["options"]["backfit"]
+    )
     lost["scores"] = {"dev": "nan", "test": "nan"}
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "race.json").write_text(json.dumps(race), encoding="utf-8")
     (tmp_path / "races.json").write_text(large.build(tmp_path), encoding="utf-8")
     found = large.races(tmp_path / "races.json")
-    (row,) = large.table(found).reset_index().to_dict("records")
+    row, other = large.table(found).reset_index().to_dict("records")
+    assert other["method"] == "XGBLoRA, rank 1, plateau"
     assert (row["race"], row["verdict"]) == ("letters.csv, 4,000 steps", "cannot be told apart")
     assert "1 of 5 diverged" in row["difference (95 %)"]
     both = large.forest({**large.races(), **found})
     names = [name for trace in both.data for name in trace.y]
-    assert len(names) == len(set(names)) == 1 + sum(len(r.differences()) for r in large.races().values())
+    assert len(names) == len(set(names)) == 2 + sum(len(r.differences()) for r in large.races().values())
     gain = dict(zip(names, [x for trace in both.data for x in trace.x], strict=True))
     first = "ten books, 1,000 steps<br>XGBLoRA, rank 1 against LoRA, rank 1"
     assert gain[first] == pytest.approx(100 * 0.127 / 4.66, rel=0.02)  # lower is better: to the right

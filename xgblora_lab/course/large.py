@@ -221,7 +221,8 @@ def _names(race: Race) -> dict[str, str]:
         run = race.chosen(label)[0]
         rank = run.settings.options.get("rank")
         name = "full fine-tuning" if run.method == "full" else METHODS[run.method].__name__
-        names[label] = f"{name}, rank {rank}" if rank else name
+        name = f"{name}, rank {rank}" if rank else name
+        names[label] = f"{name}, plateau" if "merge=plateau" in label else name  # not where tuning chose it
     shared = {label for label, name in names.items() if list(names.values()).count(name) > 1}
     return {label: label if label in shared else name for label, name in names.items()}
 

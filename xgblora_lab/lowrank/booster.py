@@ -152,7 +152,8 @@ class LowRank(nn.Module):
 
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x, dtype, device = args[0], output.dtype, output.device.type
-        in_one = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.A.dtype
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on "meta"
+        in_one = torch.get_autocast_dtype(device) if cast else self.A.dtype
         if type(self) is LowRank and self.gate is None and dtype == in_one:
             A, B = self.A.to(dtype), self.B.to(dtype)
             if self.start is not None:  # one thin product for both
