@@ -153,7 +153,7 @@ class Race:
 
         `race.json` is small. All numbers but the scores have 6 significant digits. Of the three per-step
         series a round keeps the mean. What hooks measured beyond plain numbers is kept for the first chosen
-        run of each method.
+        run of each method. Rounds stand in columns, so that no name is repeated.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,9 @@ class Race:
 def _whole(history: Mapping[str, Any], sets: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The history's dict as `History.to_dict` gives it: what `_compact` left out is put back."""
     rounds = []
-    for kept in history["rounds"]:
+    columns = history["rounds"]
+    for values in zip(*columns.values(), strict=True):
+        kept = dict(zip(columns, values, strict=True))
         steps = whole("steps", kept["steps"], 0, LONGEST)
         series = {name: [kept[name]] * steps for name in STEPWISE}
         r = {**kept, **series, "modules": sets[kept["modules"]]}
@@ -261,6 +263,8 @@ def _compact(history: History, whole: bool, sets: dict[tuple[str, ...], int]) ->
         if not whole:
             scalars = {k: v for k, v in record.measurements.items() if isinstance(v, int | float | str)}
             r["measurements"] = scalars
+    rounds = made["rounds"]
+    made["rounds"] = {name: [r[name] for r in rounds] for name in (rounds[0] if rounds else ())}
     return made
 
 
