@@ -185,8 +185,9 @@ def test_a_damaged_notebook_is_refused(tmp_path: Path, damage: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_reply_that_comes_during_a_send_is_found(ours: bool) -> None:
-    made = kernel.shell_channel() if ours else AsyncZMQSocketChannel
+def test_a_reply_that_comes_during_a_send_is_found(ours: bool, tmp_path: Path) -> None:
+    client = kernel.kernel_manager({}, tmp_path)().client()  # as a run has it
+    made = client.shell_channel_class if ours else AsyncZMQSocketChannel
     with ThreadPoolExecutor(1) as elsewhere:  # a browser's fixture keeps a loop in this thread
         seconds = elsewhere.submit(lambda: asyncio.run(_until_the_reply_is_seen(made))).result()
     if seconds < 2 and not ours:

@@ -127,6 +127,15 @@ def test_growing_spectrum_follows_the_dense_one(d: int, k: int, monkeypatch: pyt
     growing.append(*random_factors(d, k, 1, seed=99))
     assert not torch.allclose(growing.singular_values()[: len(before)], before)  # a real booster does show
     assert len(computed) == 14
+    B, A = random_factors(d, k, 1, seed=98)
+    other = spectra.GrowingSpectrum(d, k)
+    other.append(B, A)
+    with monkeypatch.context() as failing:
+        failing.setattr(spectra, "svdvals", lambda core: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            other.singular_values()
+    expected = (B.double().norm() * A.double().norm())[None]
+    torch.testing.assert_close(other.singular_values(), expected)
     with pytest.raises(ValueError, match="spectrum is of a"):
         growing.append(*random_factors(d + 1, k, 1))
 

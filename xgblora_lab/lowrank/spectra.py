@@ -77,7 +77,7 @@ class GrowingSpectrum:
         self._left, self._right = _Basis(d), _Basis(k)
         self._core = torch.zeros(0, 0, dtype=torch.float64)  # grown by doubling; (≥ m, ≥ n)
         self._waiting: list[Factors] = []
-        self._values = self._core.new_zeros(0)
+        self._values: Tensor | None = self._core.new_zeros(0)  # None: to be computed
 
     def append(self, B: Tensor, A: Tensor) -> None:
         """Add one more booster B (d, r), A (r, k) to the update; ValueError where the shapes do not fit."""
@@ -88,6 +88,7 @@ class GrowingSpectrum:
                 f"got a booster of {B.shape[0]} × {A.shape[1]}."
             )
         self._waiting.append((B.cpu(), A.cpu()))
+        self._values = None
 
     def singular_values(self) -> Tensor:
         """Singular values of the update so far, descending: (min(m, n),), float64."""
@@ -96,9 +97,9 @@ class GrowingSpectrum:
                 left, right = self._left.coordinates(b), self._right.coordinates(a)  # (m,), (n,)
                 self._core = _grown(self._core, len(left), len(right))
                 self._core[: len(left), : len(right)].addr_(left, right)
-        if self._waiting:
+        self._waiting.clear()  # before what may fail: no booster is taken in twice
+        if self._values is None:
             self._values = svdvals(self._core[: self._left.count, : self._right.count])
-            self._waiting.clear()
         return self._values.clone()
 
 
