@@ -61,6 +61,7 @@ def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
         "02_two.html",
         "index.html",
         "play.html",
+        "plotly.min.js",
     ]
     page = index.read_text(encoding="utf-8")
     assert (
@@ -70,6 +71,8 @@ def test_a_gallery_of_two_notebooks(tmp_path: Path) -> None:
     assert page.index("01_one.html") < page.index("02_two.html")
     first = (index.parent / "01_one.html").read_text(encoding="utf-8")
     assert 'class="plot plotly-graph-div"' in first
+    assert first.count('<script src="plotly.min.js">') == 1
+    assert len(first) < 1_000_000  # one plotly.js for all pages
     assert 'href="02_two.html#What-is-left"' in first
     second = (index.parent / "02_two.html").read_text(encoding="utf-8")
     assert "<pre>'ci'</pre>" in second

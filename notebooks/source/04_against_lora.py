@@ -37,7 +37,7 @@
 # exercises check themselves: replace `None` by your answer, run the cell, run the next one.
 
 # %% tags=["parameters"]
-profile: str = "laptop"  # "ci" (half a minute), "laptop" (some ten minutes) or "classroom" (longer)
+profile: str = "laptop"  # "ci" (half a minute), "laptop" (a few minutes) or "classroom" (longer)
 seed: int = 0  # of the small transformer; the planted updates have the races' own seeds, from 0
 progress: bool = False  # show a progress bar for every race
 
@@ -49,12 +49,12 @@ import pandas as pd
 import torch
 from IPython.display import display
 from scipy import stats
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from xgblora_lab import LoRA, XGBLoRA, check, figures, load
 from xgblora_lab.course import large, saved
 from xgblora_lab.course.board import chart, line, pick, say
+from xgblora_lab.course.small import small_llama
 from xgblora_lab.racing.summary import compare
 
 logging.disable_progress_bar()  # of saving a tiny model
@@ -63,7 +63,7 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 #            κ | rounds | learning rates | seeds | budgets in rounds, and their learning rates
 profiles = {
     "ci": (8, 3, (0.03, 0.1, 0.3), 3, (1, 3), (0.03, 0.1, 0.3)),
-    "laptop": (24, 8, (0.01, 0.03, 0.1, 0.3), 4, (1, 4, 12), (0.01, 0.03, 0.1, 0.3)),
+    "laptop": (24, 8, (0.01, 0.03, 0.1, 0.3), 4, (1, 3, 9), (0.01, 0.03, 0.1, 0.3)),
     "classroom": (
         24,
         12,
@@ -76,7 +76,7 @@ profiles = {
 #        real text: steps | rows | learning rates | seeds | test rows
 texts = {
     "ci": (4, 100, (0.01,), 1, 20),
-    "laptop": (90, 2000, (0.001, 0.003, 0.01), 2, 10_000),
+    "laptop": (50, 2000, (0.001, 0.003, 0.01), 2, 300),
     "classroom": (400, 3000, (0.001, 0.003, 0.01, 0.03), 3, 10_000),
 }
 kappa, rounds, lrs, seeds, budgets, few_lrs = pick(profile, profiles)
@@ -95,14 +95,7 @@ sequences = 256 if profile == "ci" else 2048  # to train on
 # another task of the same kind. So the model is put into a folder, from which every race takes it.
 
 # %%
-config = LlamaConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=4, initializer_range=0.2, pad_token_id=0,
-)  # fmt: skip
-with torch.random.fork_rng(devices=[]):
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
-
+model = small_llama(seed)
 folder = tempfile.TemporaryDirectory()  # gone when the kernel stops
 home = f"{folder.name}/small"
 model.save_pretrained(home)
@@ -592,7 +585,7 @@ doc_common = {"steps_per_round": doc_kappa}
 doc_names = ["XGBLoRA", lora_1, "LoRA, rank 8"]
 doc_runners = [XGBLoRA(selection="all", **doc_common), LoRA(rank=1, **doc_common), LoRA(**doc_common)]
 text_race = saved.race(
-    reader, docs, doc_runners, lrs=doc_lrs, seeds=doc_seeds, steps=doc_steps, batch_size=16, limit=doc_limit,
+    reader, docs, doc_runners, lrs=doc_lrs, seeds=doc_seeds, steps=doc_steps, batch_size=8, limit=doc_limit,
     progress=progress,
 )  # fmt: skip
 text_race = named(text_race, doc_names)

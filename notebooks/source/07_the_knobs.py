@@ -47,11 +47,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from IPython.display import display
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from xgblora_lab import Bench, Hook, XGBLoRA, check, planted
 from xgblora_lab.course import saved
 from xgblora_lab.course.board import chart, line, pick, say
+from xgblora_lab.course.small import small_llama
 
 torch.set_num_threads(1)  # the model is so small that a second thread costs more than it brings
 
@@ -79,13 +79,7 @@ sequences = 256 if profile == "ci" else 2048  # to train on
 # the experiments go on where they were.
 
 # %%
-config = LlamaConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=4, initializer_range=0.2, pad_token_id=0,
-)  # fmt: skip
-with torch.random.fork_rng(devices=[]):
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
+model = small_llama(seed)
 
 targets = ["o_proj", "down_proj"]
 task = planted(model, modules=targets, rank=16, strength=1.0, length=8, sequences=sequences, seed=seed)

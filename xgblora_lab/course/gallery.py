@@ -12,10 +12,11 @@ from urllib.parse import unquote, urlsplit
 from xgblora_lab.course import sources
 from xgblora_lab.course.execute import check_timeout, run_notebook
 from xgblora_lab.course.lesson import lesson
+from xgblora_lab.course.pages import to_html
 from xgblora_lab.course.parameters import parameters_of
 from xgblora_lab.course.site import Part
 from xgblora_lab.files import write_text
-from xgblora_lab.report.offline import ICON, policy
+from xgblora_lab.report.offline import ICON, beside, policy
 
 
 def gallery(
@@ -32,7 +33,8 @@ def gallery(
     Parameters
     ----------
     out : str or Path
-        The folder of the pages, made where it is missing. Pages of the same names are replaced.
+        The folder of the pages, made where it is missing. Pages of the same names are replaced. The pages
+        share one copy of plotly.js beside them.
     paths : iterable of str or Path, optional
         The notebooks, each with a name of its own; default the instructor's, with the solutions.
     profile : str, default "laptop"
@@ -72,12 +74,13 @@ def gallery(
     if len(set(names)) < len(names) or "index" in names:
         raise ValueError("Each notebook of a gallery needs a name of its own, and none may be called index.")
     lessons = [lesson(sources.read(path)) for path in found]
+    plotly = beside(out)
     rows = []
     for path, about in zip(found, lessons, strict=True):
         values = {"profile": profile} if "profile" in parameters_of(path) else {}
         page = out / f"{path.stem}.html"
-        run = run_notebook(path, values, html=page, timeout=timeout, progress=progress)
-        write_text(page, _linked(page.read_text(encoding="utf-8"), names))
+        run = run_notebook(path, values, timeout=timeout, progress=progress)
+        write_text(page, _linked(to_html(run.notebook, about.title or path.stem, plotly), names))
         rows.append((page.name, about, run.seconds))
     made = [(part, part.make(out / part.name).relative_to(out).as_posix()) for part in parts]
     index = out / "index.html"

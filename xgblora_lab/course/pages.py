@@ -8,7 +8,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from xgblora_lab.report.offline import ICON, plotly_js, policy, script
+from xgblora_lab.report.offline import ICON, Plotly, packed, policy, script
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -30,15 +30,15 @@ _TEMPLATE = """\
 {%- block html_head_css -%}<style>{{ resources.style }}</style>{%- endblock -%}
 {%- block footer_js -%}
 {%- if resources.plotly %}
-<script type="application/gzip" id="plotlyjs">{{ resources.plotly }}</script>
+{{ resources.plotly }}
 <script>{{ resources.script }}</script>
 {%- endif -%}
 {%- endblock -%}
 """
 
 
-def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
-    """Return the notebook as one page, on which one packed copy of plotly.js draws every plotly figure.
+def to_html(notebook: NotebookNode, title: str = "notebook", plotly: Plotly | None = None) -> str:
+    """Return the notebook as one page, on which one copy of plotly.js draws every plotly figure.
 
     A progress bar shows its last state only. A widget needs a kernel, so a sentence stands in its place. What
     is collapsed in a notebook is left out. The page fetches nothing: formulas stay in TeX, and of a picture
@@ -51,6 +51,8 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
         An executed notebook; it is left as it is.
     title : str
         Title of the page in the browser.
+    plotly : Plotly, optional
+        Where plotly.js is; default packed in the page.
     """
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -67,15 +69,15 @@ def to_html(notebook: NotebookNode, title: str = "notebook") -> str:
             if figure := out.get("data", {}).get(_FIGURE):
                 drawn = True
                 out.data = type(out.data)({"text/html": _plot(figure)})
-    packed = plotly_js() if drawn else None
+    plotly = (plotly or packed()) if drawn else None
     drawing = script("notebook.js")
     resources = {
         "metadata": {"name": title},
-        "policy": policy([drawing] if packed else [], packed),
+        "policy": policy([drawing] if plotly else [], plotly),
         "description": f"{title}: a lesson of xgblora_lab, as it ran from top to bottom.",
         "icon": ICON,
         "style": _STYLE,
-        "plotly": packed.base64 if packed else "",
+        "plotly": plotly.tag if plotly else "",
         "script": drawing,
     }
     exporter = HTMLExporter(raw_template=_TEMPLATE)

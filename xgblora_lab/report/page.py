@@ -12,7 +12,7 @@ from xgblora_lab.figures import Figure
 from xgblora_lab.figures._read import brief, subject
 from xgblora_lab.files import check_file, replaced, write_text
 from xgblora_lab.report.contents import Source, histories, lead, sections, settings_table, versions
-from xgblora_lab.report.offline import ICON, plotly_js, policy
+from xgblora_lab.report.offline import ICON, packed, policy
 from xgblora_lab.report.offline import script as joined
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def render(template: str, source: Source, title: str | None, cells: Any) -> str:
     for part in sections(runs, cells):
         drawn = [view(figure, next(numbers)) for figure in part.figures.values()]
         told.append({"title": part.title, "prose": part.prose, "figures": drawn})
-    plotly = plotly_js()
+    plotly = packed()
     script = joined("figures.js", *(["keys.js"] if template == "slides.html" else []))
     return (
         templates()
@@ -168,7 +168,7 @@ def render(template: str, source: Source, title: str | None, cells: Any) -> str:
             versions=versions(runs),
             lead=lead(runs),
             icon=ICON,
-            plotly=plotly.base64,
+            plotly=plotly.tag,
             script=script,
             policy=policy([script], plotly),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xgblora_lab.figures import Figure
 from xgblora_lab.files import check_file, write_text
-from xgblora_lab.report.offline import ICON, plotly_js, policy, script, template
+from xgblora_lab.report.offline import ICON, packed, policy, script, template
 from xgblora_lab.report.page import templates, view
 
 
@@ -53,7 +53,7 @@ def deck(path: str | Path, title: str, lead: str, slides: Sequence[Slide]) -> Pa
     for number, slide in enumerate(slides, 2):
         drawn = view(slide.figure, number) | {"title": slide.title} if slide.figure else None
         shown.append({"number": number, "title": slide.title, "body": slide.body, "drawn": drawn})
-    plotly = plotly_js() if any(slide.figure for slide in slides) else None
+    plotly = packed() if any(slide.figure for slide in slides) else None
     keys = script("figures.js", "keys.js") if plotly else template("keys.js").decode()
     page = (
         templates()
@@ -63,7 +63,7 @@ def deck(path: str | Path, title: str, lead: str, slides: Sequence[Slide]) -> Pa
             lead=lead,
             slides=shown,
             icon=ICON,
-            plotly=plotly.base64 if plotly else "",
+            plotly=plotly.tag if plotly else "",
             script=keys,
             policy=policy([keys], plotly),
         )

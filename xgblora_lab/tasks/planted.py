@@ -145,7 +145,8 @@ class PlantedTask:
 
     def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:
         """KL(teacher ‖ student) at every position, (N, S)."""
-        self.teacher.to(logits.device)
+        if next(self.teacher.parameters()).device != logits.device:
+            self.teacher.to(logits.device)
         with torch.no_grad():
             target = self.teacher(**batch).logits.float()
         student = F.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)

@@ -1,5 +1,6 @@
 "use strict";
 async function unpack(source) {
+  if (window.Plotly) return; // from a file beside the page
   const bytes = Uint8Array.from(atob(source.textContent), c => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
