@@ -74,12 +74,12 @@ def gallery(
     if len(set(names)) < len(names) or "index" in names:
         raise ValueError("Each notebook of a gallery needs a name of its own, and none may be called index.")
     lessons = [lesson(sources.read(path)) for path in found]
-    plotly = beside(out)
-    rows = []
+    plotly, rows = None, []
     for path, about in zip(found, lessons, strict=True):
         values = {"profile": profile} if "profile" in parameters_of(path) else {}
         page = out / f"{path.stem}.html"
         run = run_notebook(path, values, timeout=timeout, progress=progress)
+        plotly = plotly or beside(out)
         write_text(page, _linked(to_html(run.notebook, about.title or path.stem, plotly), names))
         rows.append((page.name, about, run.seconds))
     made = [(part, part.make(out / part.name).relative_to(out).as_posix()) for part in parts]
