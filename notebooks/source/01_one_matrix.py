@@ -359,12 +359,12 @@ def curve(history) -> np.ndarray:
     return np.array(losses) / task.floor(0)
 
 
-def floor_line(figure: go.Figure, rank: int) -> None:
+def floor_line(figure: go.Figure, rank: int, side: str = "right") -> None:
     """A grey horizontal line: the least loss at this rank."""
     figure.add_hline(y=relative_floor[rank], line={"color": "#666666", "width": 1})
     figure.add_annotation(
-        x=1, xref="paper", y=np.log10(relative_floor[rank]), text=f"best of rank {rank}", showarrow=False,
-        font_color="#666666", xanchor="right", yanchor="top",  # below: no curve of its rank goes there
+        x=int(side == "right"), xref="paper", y=np.log10(relative_floor[rank]), text=f"best of rank {rank}",
+        showarrow=False, font_color="#666666", xanchor=side, yanchor="top",  # below it
     )  # fmt: skip
 
 
@@ -617,7 +617,7 @@ by_kappa[steps_per_round] = boosting
 ends = [final(by_kappa[k]) for k in kappas]
 figure = chart(f"{steps} steps, cut into rounds of κ", "κ, steps per round", "loss at the end", log="xy")
 line(figure, "XGBLoRA, rank 1", kappas, ends, mode="lines+markers", marker_size=10)
-floor_line(figure, rounds)
+floor_line(figure, rounds, "left")
 figure.update_xaxes(tickvals=kappas).show()
 
 pd.DataFrame(

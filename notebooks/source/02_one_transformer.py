@@ -849,9 +849,9 @@ noise = (frozen * (1 - frozen) / checked) ** 0.5
 # %%
 figure = chart("pydocs: accuracy on unseen modules, round by round", "rounds done", "dev accuracy")
 each = range(doc_rounds + 1)
-line(figure, "XGBLoRA and head", each, staged, 0, mode="lines+markers")
-line(figure, "LoRA, rank 4, and head", each, by_lora, 3, mode="lines+markers")
-line(figure, "frozen, head only", [0, doc_rounds], [frozen] * 2, 1)
+line(figure, "XGBLoRA and head", each, staged, figures.style("xgblora"), mode="lines+markers")
+line(figure, "LoRA, rank 4, and head", each, by_lora, figures.style("lora"), mode="lines+markers")
+line(figure, "frozen, head only", [0, doc_rounds], [frozen] * 2, 3)
 line(figure, "most frequent", [0, doc_rounds], [chance] * 2, 2)
 figure.update_yaxes(rangemode="tozero").show()
 

@@ -69,13 +69,13 @@ torch.set_num_threads(1)  # the lab model is so small that a second thread costs
 #            rounds, κ | learning rates of boosting and LoRA | of full fine-tuning
 runs = {
     "ci": (3, 20, (0.03,), (0.003,)),
-    "laptop": (8, 20, (0.003, 0.01, 0.03), (0.0003, 0.001, 0.003)),
+    "laptop": (8, 16, (0.003, 0.01, 0.03), (0.0003, 0.001, 0.003)),
     "classroom": (16, 60, (0.003, 0.01, 0.03, 0.1), (0.0003, 0.001, 0.003, 0.01)),
 }
 #            the map: steepness | budgets | learning rates | seeds
 maps = {
     "ci": ((0, 2), (20, 100), (0.03, 0.1, 0.3), 1),
-    "laptop": ((0, 0.5, 1, 2), (20, 80, 320), (0.01, 0.03, 0.1, 0.3, 1.0), 1),
+    "laptop": ((0, 0.5, 1, 2), (20, 80, 240), (0.01, 0.03, 0.1, 0.3, 1.0), 1),
     "classroom": ((0, 0.5, 1, 1.5, 2), (20, 60, 180, 540, 1620), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 3),
 }
 rounds, steps_per_round, low_rank_lrs, full_lrs = pick(profile, runs)

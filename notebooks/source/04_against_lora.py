@@ -63,7 +63,7 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 #            κ | rounds | learning rates | seeds | budgets in rounds, and their learning rates
 profiles = {
     "ci": (8, 3, (0.03, 0.1, 0.3), 3, (1, 3), (0.03, 0.1, 0.3)),
-    "laptop": (24, 8, (0.01, 0.03, 0.1, 0.3), 4, (1, 3, 9), (0.01, 0.03, 0.1, 0.3)),
+    "laptop": (24, 6, (0.01, 0.03, 0.1, 0.3), 4, (1, 3, 6), (0.01, 0.03, 0.1, 0.3)),
     "classroom": (
         24,
         12,

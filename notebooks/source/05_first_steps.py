@@ -47,10 +47,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from xgblora_lab import Bench, Hook, LoRA, check, load, make_method, spectra
-from xgblora_lab.course.board import pick, say
+from xgblora_lab import Bench, Hook, LoRA, check, figures, load, make_method, spectra
+from xgblora_lab.course.board import line, pick, say
 from xgblora_lab.course.family import GROUP_OF, GROUPS
-from xgblora_lab.figures._style import COLOURS, MARKERS, layout
+from xgblora_lab.figures._style import COLOURS, layout
 from xgblora_lab.methods import METHODS, GoRA, LoRAGA, RoRA
 from xgblora_lab.methods.family.gradient import mean_gradients
 
@@ -427,12 +427,9 @@ for name, kind in (("LoRA", LoRA), ("RoRA", RoRA)):
         growth[f"{name}, {stepper}"] = [fall / falls[0] for fall in falls]
 
 figure = go.Figure()
-for look, (name, values) in enumerate(growth.items()):
-    figure.add_scatter(
-        x=ranks, y=values, name=name, mode="lines+markers",
-        line={"color": COLOURS[look], "width": 3, "dash": ["solid", "dash", "dot", "dashdot"][look]},
-        marker={"size": 17 - 3 * look, "symbol": MARKERS[look]},
-    )  # fmt: skip
+for name, values in growth.items():
+    look = figures.style(name.split(",")[0].lower(), variant=name.endswith("descent"))
+    line(figure, name, ranks, values, look, mode="lines+markers")
 layout(figure, "Effect of the first step by rank, α = 8", "promised fall of the loss, relative to rank 1")
 figure.update_xaxes(type="log", tickvals=ranks, title="rank r, log scale")
 figure.update_yaxes(type="log", title="−⟨ΔW, G⟩, relative, log scale", tickvals=[0.03, 0.1, 0.3, 1, 3, 10])
@@ -594,10 +591,10 @@ for name, extra in adaptive.items():
 
 # %% tags=["folded"]
 figure = go.Figure()
-for look, (name, by_map) in enumerate(kept.items()):
+for pattern, (name, by_map) in zip(["", "/", "x", "."], kept.items(), strict=True):
     figure.add_bar(
         x=list(by_map), y=list(by_map.values()), name=name,
-        marker={"color": COLOURS[look], "pattern_shape": ["", "/", "x", "."][look]},
+        marker={"color": figures.style(name).colour, "pattern_shape": pattern},
     )  # fmt: skip
 figure.add_hline(y=rank, line={"color": "#666666", "dash": "dot", "width": 2})
 for n in hidden:

@@ -44,7 +44,6 @@ import copy
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from IPython.display import display
 
@@ -58,7 +57,7 @@ torch.set_num_threads(1)  # the model is so small that a second thread costs mor
 #            κ | rounds | learning rates | seeds | merges in half precision
 profiles = {
     "ci": (5, 3, (0.1,), 1, 24),
-    "laptop": (10, 8, (0.03, 0.1, 0.3), 2, 120),
+    "laptop": (8, 8, (0.03, 0.1, 0.3), 2, 120),
     "classroom": (20, 20, (0.003, 0.01, 0.03, 0.1, 0.3), 4, 400),
 }
 kappa, rounds, lrs, seeds, merges = pick(profile, profiles)
@@ -133,7 +132,9 @@ def experiment(knob: str, variants: dict[str, XGBLoRA | None]) -> dict:
     """Run a knob's variants (None stands for the plain setting), show figure and table; returns the races."""
     races = {value: start if method is None else try_out(method) for value, method in variants.items()}
     losses = everything[knob] = {value: test_losses(found) for value, found in races.items()}
-    figure = go.Figure()
+    figure = chart(
+        f"{knob}: {steps} steps, each at its best learning rate", knob, "test loss (1 = untrained)"
+    )
     middle = [float(np.median(x)) for x in losses.values()]
     figure.add_scatter(
         x=list(losses), y=middle, mode="lines+markers", name="median", line={"color": BLUE, "width": 3},
@@ -142,13 +143,11 @@ def experiment(knob: str, variants: dict[str, XGBLoRA | None]) -> dict:
     if seeds > 1:
         figure.add_scatter(
             x=[v for v, x in losses.items() for _ in x], y=[y for x in losses.values() for y in x],
-            mode="markers", name="one seed", marker={"color": RED, "symbol": "line-ew-open", "size": 16},
+            mode="markers", name="one seed",
+            marker={"color": RED, "symbol": "line-ew", "size": 18, "line": {"color": RED, "width": 3}},
         )  # fmt: skip
     figure.add_hline(y=plain_loss, line={"color": "#222222", "width": 2, "dash": "dot"})
-    figure.update_layout(
-        title=f"{knob}: {steps} steps, each at its best learning rate", xaxis_title=knob, height=400,
-        yaxis_title="test loss (1 = untrained)", template="simple_white", font_size=15, xaxis_type="category",
-    ).update_yaxes(showgrid=True, rangemode="tozero").show()  # fmt: skip
+    figure.update_xaxes(type="category").update_yaxes(rangemode="tozero").show()
     columns = [
         "chosen",
         "test relative",
@@ -356,10 +355,9 @@ class BeforeMerge(Hook):
 
 
 # %% tags=["folded"]
-figure = go.Figure()
+figure = chart("Before and after each merge", "optimizer step", "probe loss (1 = untrained)")
 jumps = {}
-looks = [(BLUE, "solid"), (RED, "dash"), ("#009E73", "dot")]
-for (value, found), (colour, dash) in zip(by_shrinkage.items(), looks, strict=True):
+for look, (value, found) in enumerate(by_shrinkage.items()):
     method = plain(shrinkage=float(value), lr=found.chosen(found.labels[0])[0].settings.lr)
     with Bench(model, task, method, hooks=[BeforeMerge()], **track) as bench:
         records = list(bench.rounds(min(rounds, 6)))
@@ -369,16 +367,8 @@ for (value, found), (colour, dash) in zip(by_shrinkage.items(), looks, strict=Tr
         x += [r.step, r.step]
         y += [r.measurements["before merge"] / untrained, r.probe_after / untrained]
     jumps[value] = [r.probe_after / r.measurements["before merge"] for r in records]
-    figure.add_scatter(
-        x=x, y=y, name=f"shrinkage {value}, learning rate {method.lr:g}", mode="lines+markers",
-        line={"color": colour, "dash": dash, "width": 3},
-    )  # fmt: skip
-figure.update_layout(
-    title="Before and after each merge", xaxis_title="optimizer step",
-    yaxis_title="probe loss (1 = untrained)",
-    template="simple_white", height=440, font_size=15,
-)  # fmt: skip
-figure.update_yaxes(showgrid=True, rangemode="tozero").show()
+    line(figure, f"shrinkage {value}, learning rate {method.lr:g}", x, y, look, mode="lines+markers")
+figure.update_yaxes(rangemode="tozero").show()
 say(
     "Loss after the merge over loss before it, in the first round and in the median of those shown: "
     + "; ".join(f"shrinkage {value} {jump[0]:.3f} and {np.median(jump):.3f}" for value, jump in jumps.items())
@@ -734,18 +724,15 @@ span = pd.DataFrame(
     }
 ).T
 span = span.loc[(span["highest"] - span["lowest"]).astype(float).sort_values().index]
-figure = go.Figure()
+figure = chart(
+    "Each knob alone: from its best to its worst value", "test loss / that of the plain setting", ""
+)
 figure.add_bar(
     y=span.index, x=span["highest"] - span["lowest"], base=span["lowest"], orientation="h", marker_color=BLUE,
     text=[f"best: {v}" for v in span["best value"]], textposition="outside", cliponaxis=False,
 )  # fmt: skip
 figure.add_vline(x=1, line={"color": GREY, "width": 2, "dash": "dot"})
-figure.update_layout(
-    title="Each knob alone: from its best to its worst value",
-    xaxis_title="test loss / that of the plain setting",
-    template="simple_white", height=520, font_size=15, margin={"l": 150, "r": 140},
-)  # fmt: skip
-figure.show()
+figure.update_layout(margin_r=140).update_yaxes(dtick=1).show()
 
 noise = (max(x := test_losses(start)) - min(x)) / plain_loss
 widest = span.index[-1]

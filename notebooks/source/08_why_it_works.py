@@ -60,7 +60,7 @@ torch.set_num_threads(1)  # these matrices are so small that a second thread cos
 #        size  rounds  κ   values of κ         learning rates           repetitions  transformer: rounds, κ
 profiles = {
     "ci": (12, 4, 40, (2, 10, 40), (0.03, 0.1), 60, (6, 2)),
-    "laptop": (24, 8, 100, (2, 5, 20, 100), (0.003, 0.01, 0.03, 0.1), 400, (12, 5)),
+    "laptop": (24, 8, 60, (2, 5, 20, 60), (0.003, 0.01, 0.03, 0.1), 400, (12, 5)),
     "classroom": (32, 10, 150, (2, 5, 15, 50, 150), (0.003, 0.01, 0.03, 0.1, 0.3), 1000, (24, 10)),
 }
 size, rounds, kappa, kappas, lrs, repetitions, (deep_rounds, deep_kappa) = pick(profile, profiles)

@@ -53,21 +53,20 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from accelerate import Accelerator
 from IPython.display import display
 
 from xgblora_lab import Hook, LoRA, Probe, Spectrum, XGBLoRA, check, figures, load, load_tokenizer
 from xgblora_lab.course import saved
-from xgblora_lab.course.board import pick, say
+from xgblora_lab.course.board import chart, pick, say
 from xgblora_lab.lowrank.linear import find_modules, head_parameters, weight_shape
 from xgblora_lab.tasks.scores import classification_scores
 
 #            steps, κ, rows in a step | train rows, dev and test rows, tokens in a row | seeds, trials
 profiles = {
     "ci": (12, 4, 8, 400, 40, 24, 1, 1),
-    "laptop": (120, 20, 16, 3000, 240, 40, 1, 4),
+    "laptop": (40, 10, 8, 2000, 240, 40, 1, 3),
     "classroom": (400, 20, 32, 20_000, 1000, 128, 3, 4),
 }
 by_profile = pick(profile, profiles)
@@ -600,16 +599,15 @@ if task.kind == "classification":
     mix = np.zeros((len(task.labels), len(task.labels)), int)
     np.add.at(mix, (labels_of("test"), boosting[-1].measurements["answers"]), 1)
     share = mix / np.maximum(mix.sum(1, keepdims=True), 1)
-    figure = go.Figure(go.Heatmap(
+    figure = chart("XGBLoRA on test: how many rows of each class get which answer", "answer", "truth")
+    figure.add_heatmap(
         z=share, x=task.labels, y=task.labels, colorscale="Blues", zmin=0, zmax=1, text=mix,
         texttemplate="%{text}" if len(task.labels) <= 20 else "", colorbar_title="share of row",
         hovertemplate="%{y} called %{x}: %{text} rows<extra></extra>",
-    ))  # fmt: skip
-    figure.update_layout(
-        title="XGBLoRA on test: how many rows of each class get which answer", template="simple_white",
-        xaxis_title="answer", yaxis_title="truth", height=520, width=760, font_size=15,
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed").show()
+    figure.update_xaxes(tickformat="").update_yaxes(
+        autorange="reversed", tickformat="", showgrid=False
+    ).show()
 
     off = mix - np.diag(np.diag(mix))
     a, b = np.unravel_index(off.argmax(), off.shape)

@@ -54,7 +54,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from IPython.display import display
 from peft import PeftModel
@@ -83,7 +82,7 @@ from xgblora_lab import (
     race,
     spectra,
 )
-from xgblora_lab.course.board import pick, say
+from xgblora_lab.course.board import chart, line, pick, say
 from xgblora_lab.methods import METHODS
 
 torch.set_num_threads(1)  # the lab model is so small that a second thread costs more than it brings
@@ -92,7 +91,7 @@ logging.disable_progress_bar()  # of loading and saving, which take no time here
 #            steps, κ | learning rates of the race in section 7, seeds
 profiles = {
     "ci": (24, 4, (0.01,), 1),
-    "laptop": (120, 10, (0.001, 0.003, 0.01, 0.03), 1),
+    "laptop": (80, 10, (0.001, 0.003, 0.01, 0.03), 1),
     "classroom": (300, 15, (0.001, 0.003, 0.01, 0.03), 3),
 }
 steps, steps_per_round, lrs, seeds = pick(profile, profiles)
@@ -289,22 +288,10 @@ price = pd.DataFrame(price).T.rename_axis("rank")
 display(price.round(3))
 
 # %% tags=["folded"]
-figure = go.Figure()
-for column, colour, dash, symbol in (
-    ("lost of the update, worst module", "#D55E00", "solid", "circle"),
-    ("lost of the update, median", "#0072B2", "dash", "square"),
-):
-    figure.add_scatter(
-        x=price.index, y=price[column], name=column, mode="lines+markers",
-        line={"color": colour, "dash": dash, "width": 3}, marker={"size": 10, "symbol": symbol},
-    )  # fmt: skip
-figure.update_layout(
-    title="What a smaller adapter loses", xaxis_title="rank kept", yaxis_title="relative error of the update",
-    template="simple_white", height=440, font_size=15,
-    legend={"yanchor": "top", "y": 0.98, "xanchor": "right", "x": 0.98},
-)  # fmt: skip
-figure.update_xaxes(tickvals=kept)
-figure.update_yaxes(showgrid=True, rangemode="tozero").show()
+figure = chart("What a smaller adapter loses", "rank kept", "relative error of the update")
+for look, column in enumerate(("lost of the update, worst module", "lost of the update, median")):
+    line(figure, column, price.index, price[column], look, mode="lines+markers")
+figure.update_xaxes(tickvals=kept).update_yaxes(rangemode="tozero").show()
 lossless = price.index[price["answers changed"] == 0]
 say(
     f"At rank 1 the module that fares worst loses {price.iloc[0, 2]:.0%} of its update, and "
@@ -468,22 +455,15 @@ for label, watched in {
 assert [r.losses for r in histories[0]] == curve  # it only looked: the same losses as without it
 
 # %% tags=["folded"]
-figure = go.Figure()
+figure = chart(
+    "How far the answers moved, against what it brought: one point a round",
+    "probe loss (nats), falling to the right", "divergence from the base (nats)",
+)  # fmt: skip
 for history in histories:
-    look = figures.style(history.method)
     losses = [history[0].probe_before, *(r.probe_after for r in history)]
     moved = [0.0, *(r.measurements["moved"] for r in history)]
-    figure.add_scatter(
-        x=losses, y=moved, name=history.label, mode="lines+markers", line=look.line(),
-        marker=look.points(),
-    )  # fmt: skip
-figure.update_layout(
-    title="How far the answers moved, against what it brought: one point a round", template="simple_white",
-    xaxis_title="probe loss (nats), falling to the right", yaxis_title="divergence from the base (nats)",
-    height=460, font_size=15, legend={"yanchor": "top", "y": 1, "xanchor": "left", "x": 1.02},
-)  # fmt: skip
-figure.update_xaxes(autorange="reversed")
-figure.update_yaxes(showgrid=True, rangemode="tozero").show()
+    line(figure, history.label, losses, moved, figures.style(history.method), mode="lines+markers")
+figure.update_xaxes(autorange="reversed").update_yaxes(rangemode="tozero").show()
 
 # %%
 record = pd.DataFrame({h.label: [r.measurements["moved"] for r in h] for h in histories}).rename_axis("round")

@@ -119,7 +119,7 @@ def forest(
     differences : mapping of str to Difference
         Name → mean and interval, from top to bottom. One without an interval is a dot alone.
     groups : mapping of str to str
-        Name → the group whose colour and marker it has.
+        Name → the group whose colour and marker it has, by the place of the group. It may name others too.
     note : str, default ""
         A second line below the title.
 
@@ -134,6 +134,8 @@ def forest(
     figure = go.Figure()
     for place, group in enumerate(dict.fromkeys(groups.values())):
         here = {name: d for name, d in differences.items() if groups[name] == group}
+        if not here:
+            continue
         half = [(d.high - d.low) / 2 if math.isfinite(d.high) else 0.0 for d in here.values()]
         dots = [max(-reach, min(d.mean, reach)) if math.isfinite(d.mean) else math.nan for d in here.values()]
         ends += [end for dot, h in zip(dots, half, strict=True) for end in (dot - h, dot + h) if dot == dot]

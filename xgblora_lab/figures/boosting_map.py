@@ -80,7 +80,7 @@ def _heat(grid: pd.DataFrame) -> go.Heatmap:
         texttemplate="%{text}",
         textfont={"size": 18},
         hovertemplate="steepness %{y}, budget %{x}: %{text}<extra></extra>",
-        colorbar=bar | {"tickvals": ticks, "ticktext": [f"{2**t:.2g}×" for t in ticks]},
+        colorbar=bar | {"tickvals": ticks, "ticktext": [f"{brief(2**t)}×" for t in ticks]},
     )
 
 

@@ -24,7 +24,7 @@ function follow(plot, show) {
 }
 /* Figures follow the reader's theme; a print stays light. */
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const night = {"#222222": "#e8e6e3", "#dddddd": "#3c4046", "#ffffff": "#16181c",
+const night = {"rgb(36,36,36)": "#e8e6e3", "rgb(232,232,232)": "#3c4046", "#222222": "#e8e6e3", "#dddddd": "#3c4046", "#ffffff": "#16181c",
   "#666666": "#aaa7a2", "#6e6e6e": "#aaa7a2", "#777777": "#aaa7a2",
   "white": "#16181c", "#000000": "#f2f2f2", "black": "#f2f2f2", "#0072b2": "#4aa3df",
   "rgba(255,255,255,0.9)": "rgba(22,24,28,0.9)", "rgba(0,0,0,0.16)": "rgba(255,255,255,0.16)",
@@ -33,8 +33,9 @@ function themed(value) {
   if (typeof value === "string") return night[value.toLowerCase().replaceAll(" ", "")] ?? value;
   if (Array.isArray(value)) return value.length > 200 ? value : value.map(themed);
   if (value === null || typeof value !== "object") return value;
+  const kept = ["colorscale", "bdata", "text", ...(value.type === "heatmap" ? ["textfont"] : [])]; // its cells stay
   return Object.fromEntries(Object.entries(value).map(
-    ([key, inner]) => [key, key === "colorscale" || key === "bdata" || key === "text" ? inner : themed(inner)]));
+    ([key, inner]) => [key, kept.includes(key) ? inner : themed(inner)]));
 }
 /* Names that fit; on a phone narrow margins, short lines, and panels one below the other. */
 const narrow = matchMedia("(max-width: 640px)");
@@ -47,7 +48,7 @@ function fitted(figure, plot) {
     if (trace.name) trace.name = short(trace.name, narrow.matches ? 32 : 60);
     for (const key of ["x", "y"]) for (const value of Array.isArray(trace[key]) ? trace[key] : [])
       if (typeof value === "string") (axisOf(layout, trace, key).labelalias ??= {})[value] =
-        short(value, narrow.matches ? 20 : 32);
+        value.split("<br>").map(part => short(part, narrow.matches ? 20 : 40)).join("<br>");
   }
   const foot = {yref: "container", y: 0, yanchor: "bottom"}; // below the axes' titles, however high the plot is
   if (layout.legend?.y < 0 && !layout.sliders?.length) layout.legend = {...layout.legend, ...foot};
