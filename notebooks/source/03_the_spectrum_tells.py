@@ -69,7 +69,7 @@ torch.set_num_threads(1)  # the lab model is so small that a second thread costs
 #            rounds, κ | learning rates of boosting and LoRA | of full fine-tuning
 runs = {
     "ci": (3, 20, (0.03,), (0.003,)),
-    "laptop": (8, 16, (0.003, 0.01, 0.03), (0.0003, 0.001, 0.003)),
+    "laptop": (8, 24, (0.003, 0.01, 0.03), (0.0003, 0.001, 0.003)),
     "classroom": (16, 60, (0.003, 0.01, 0.03, 0.1), (0.0003, 0.001, 0.003, 0.01)),
 }
 #            the map: steepness | budgets | learning rates | seeds
