@@ -307,6 +307,22 @@ def test_the_dev_score_ranks_the_sweep_of_a_real_race() -> None:
     assert "edge of its sweep" in figure.text
 
 
+def test_a_sweep_compares_rates_over_the_seeds_that_all_of_them_have() -> None:
+    tried = race(seeds=3)
+    for run in (
+        tried
+    ):  # the chosen rate is the best with seed 0, by which it was chosen, and the worst with the others
+        lucky = run.settings.chosen == (run.settings.seed == 0)
+        run.scores = {"dev": 0.9 if lucky else 0.1}
+        run.settings = replace(run.settings, metric="accuracy", greater_is_better=True)
+    runs = [run for run in tried if run.settings.chosen or run.settings.seed == 0]
+    drawn = [t for t in figures.race(runs).plot.data if t.xaxis == "x2"]
+    assert {tuple(t.y) for t in drawn} == {(0.1, 0.9, 0.1), (0.9,)}
+    table = figures.sweep(runs).table
+    assert (table["behind"] > 0).tolist() == [True, False, True] * 3
+    assert (figures.sweep(tried).table["behind"] > 0).tolist() == [False, True, False] * 3  # as all seeds say
+
+
 def test_race_axes() -> None:
     runs = race(seeds=1, grid=(1e-2,))
     for x, title in figures.AXES.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Lane:
     """One method's chosen entry: its median curve, its range over seeds, its sweep."""
 
     entry: Entry
-    sweep: tuple[Entry, ...]
+    sweep: tuple[Entry, ...]  # over the seeds that every learning rate has
     tuned: bool  # the race marked the learning rate (else it is picked here)
     mid: Array
     low: Array
@@ -111,11 +111,12 @@ def lanes(runs: Sequence[History], measure: Measure) -> list[Lane]:
     found = []
     for group in groups.values():
         marked = [entry for entry in group if entry.marked]
-        ends = [measure.middle(entry) for entry in group]
+        sweep = alike(group)
+        ends = [measure.middle(entry) for entry in sweep]
         entry = marked[0] if marked else group[best(ends, measure.ranked)]
         curves = _by_round([series(h, measure.y) for h in entry.runs], measure.greater)
         spent = {axis: _by_round([cost(h, axis) for h in entry.runs], True)[0] for axis in AXES}
-        found.append(Lane(entry, tuple(group), bool(marked) or len(group) == 1, *curves, spent))
+        found.append(Lane(entry, tuple(sweep), bool(marked) or len(group) == 1, *curves, spent))
     return found
 
 
@@ -131,6 +132,14 @@ def entries(histories: Sequence[History]) -> list[Entry]:
     ]
     order = list(names)
     return sorted(found, key=lambda e: (order.index(e.label), e.lr))
+
+
+def alike(tried: Sequence[Entry]) -> list[Entry]:
+    """The entries over the seeds that all have; the chosen rate has more, which had no part in the choice."""
+    shared = set.intersection(*({h.settings.seed for h in entry.runs} for entry in tried))
+    if not shared:
+        return list(tried)
+    return [replace(e, runs=tuple(h for h in e.runs if h.settings.seed in shared)) for e in tried]
 
 
 def learning_rate(history: History) -> float:

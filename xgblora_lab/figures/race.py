@@ -134,7 +134,7 @@ def _draw_sweep(plot: go.Figure, lane: Lane, measure: Measure) -> None:
     )
     plot.add_scatter(
         x=[lane.entry.lr],
-        y=[measure.middle(lane.entry)],
+        y=[measure.middle(e) for e in lane.sweep if e.lr == lane.entry.lr],
         name="chosen",
         mode="markers",
         marker={"symbol": "circle-open", "size": 22, "color": look.colour, "line": {"width": 3}},

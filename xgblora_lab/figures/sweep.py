@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 
 from xgblora_lab.bench.records import History
 from xgblora_lab.figures._figure import Figure, blank
-from xgblora_lab.figures._lanes import Measure, entries, in_words, measure_of
+from xgblora_lab.figures._lanes import Measure, alike, entries, in_words, measure_of
 from xgblora_lab.figures._read import brief, listed, number, plural
 from xgblora_lab.figures._style import GREY, HEAT, INK, VERMILLION, layout, log_ticks
 from xgblora_lab.racing.result import Race
@@ -99,9 +100,12 @@ def _outcome(race: Race, trial: Mapping[str, Any]) -> str:
 
 def _of_histories(runs: Sequence[History], measure: Measure) -> list[dict[str, Any]]:
     """One row per label and rate, from runs over the whole plan."""
-    rows = []
+    rows, groups = [], defaultdict(list)
     for entry in entries(runs):
         if entry.lr > 0:
+            groups[entry.label].append(entry)
+    for group in groups.values():
+        for entry in alike(group):
             score = measure.middle(entry)
             outcome = FINISHED if math.isfinite(score) else DIVERGED
             row = {"method": entry.label, "lr": entry.lr, "score": score, "outcome": outcome}

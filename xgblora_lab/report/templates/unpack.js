@@ -48,7 +48,7 @@ function fitted(figure, plot) {
     if (trace.name) trace.name = short(trace.name, narrow.matches ? 32 : 60);
     for (const key of ["x", "y"]) for (const value of Array.isArray(trace[key]) ? trace[key] : [])
       if (typeof value === "string") (axisOf(layout, trace, key).labelalias ??= {})[value] =
-        value.split("<br>").map(part => short(part, narrow.matches ? 20 : 40)).join("<br>");
+        value.split("<br>").map(part => short(part, narrow.matches ? 20 : 48)).join("<br>");
   }
   const foot = {yref: "container", y: 0, yanchor: "bottom"}; // below the axes' titles, however high the plot is
   if (layout.legend?.y < 0 && !layout.sliders?.length) layout.legend = {...layout.legend, ...foot};
