@@ -16,6 +16,7 @@ from toy import ToyTask
 from xgblora_lab import Bench, XGBLoRA, precision
 from xgblora_lab.lowrank.booster import LowRank
 from xgblora_lab.racing.identity import precision_of
+from xgblora_lab.racing.race import race
 
 TOLERANCE = 0.02  # bfloat16 keeps 8 bits, so one rounding is wrong by up to 0.004
 
@@ -102,6 +103,19 @@ def test_a_race_that_goes_on_keeps_its_precision(tmp_path: Path, monkeypatch: py
     assert precision_of("auto", "lab", tmp_path) == "no"
     (tmp_path / "settings.json").write_text("{")
     assert precision_of("auto", "lab", tmp_path) == "bf16"
+
+
+@pytest.mark.usefixtures("fresh_process")
+@pytest.mark.parametrize(("measured", "chosen"), [(0.5, "bf16"), (1.5, "no")])
+def test_every_run_of_a_race_has_the_precision_that_was_measured(
+    measured: float, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "relative_time", lambda *at: measured)
+    plan = {"lrs": [0.01], "seeds": 2, "steps": 2, "batch_size": 4, "progress": False}
+    result = race(tiny_llama(), ToyTask(), ["lora"], precision="auto", out=tmp_path, **plan)
+    assert result.settings["precision"] == chosen
+    assert [h.settings.precision for h in result.histories] == [chosen] * 2
+    assert json.loads((tmp_path / "settings.json").read_text())["precision"] == chosen
 
 
 def test_the_measurement_is_a_ratio_and_is_taken_once() -> None:

@@ -145,7 +145,7 @@ def race(
         )
         raise typer.Exit(130) from None
     if precision is Precision.auto:
-        typer.echo(f"Mixed precision: {result.settings['precision']}, measured to be the faster here.")
+        typer.echo(f"Mixed precision: {result.settings['precision']}, the faster one where this race began.")
     print_result(result)
     typer.echo(f"All columns: {out / 'table.md'}; for the figures: xgblora-lab report {out} -o race.html")
 
