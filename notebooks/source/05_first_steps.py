@@ -591,10 +591,11 @@ for name, extra in adaptive.items():
 
 # %% tags=["folded"]
 figure = go.Figure()
-for pattern, (name, by_map) in zip(["", "/", "x", "."], kept.items(), strict=True):
+patterns = dict(zip(adaptive, ("", "/", "x", "."), strict=False))  # one more where ALoRA is left out
+for name, by_map in kept.items():
     figure.add_bar(
         x=list(by_map), y=list(by_map.values()), name=name,
-        marker={"color": figures.style(name).colour, "pattern_shape": pattern},
+        marker={"color": figures.style(name).colour, "pattern_shape": patterns[name]},
     )  # fmt: skip
 figure.add_hline(y=rank, line={"color": "#666666", "dash": "dot", "width": 2})
 for n in hidden:
