@@ -39,7 +39,7 @@
 # cell, run the next one.
 
 # %% tags=["parameters"]
-profile: str = "laptop"  # "ci" (short), "laptop" (a minute or two) or "classroom" (minutes, three seeds)
+profile: str = "laptop"  # "ci" (short), "laptop" (about a minute) or "classroom" (minutes, three seeds)
 seed: int = 0  # decides which matrix is to be found
 progress: bool = False  # show a progress bar for every race
 

@@ -37,7 +37,7 @@
 # behind a grey bar are written by code, from the numbers of *your* run.
 
 # %% tags=["parameters"]
-profile: str = "laptop"  # "ci" (short), "laptop" (two or three minutes) or "classroom" (more of everything)
+profile: str = "laptop"  # "ci" (short), "laptop" (about a minute) or "classroom" (more of everything)
 seed: int = 0  # decides the targets, the initialisations and the choice of modules
 progress: bool = False  # show a progress bar for every run
 
