@@ -74,7 +74,7 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         "trec": {**real, "data": data / "data" / "trec", "methods": fields},
         "planted": {
             **planted,
-            "methods": field(lora1=1e-2, xgblora1=5.6e-3, lora8=1e-2, xgblora8=5.6e-3, full=1e-3),
+            "methods": field(lora1=1e-2, xgblora1=5.6e-3, lora8=1e-2, full=1e-3),
             "steps": 480,
         },
         "capacity": {**capacity, "methods": field(lora1=3e-2, xgblora1=3e-2)},
