@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.encoder import our_step
 from benchmarks.measure import Row, compared, interleaved, quartiles, quotients
 from xgblora_lab.bench.bench import Bench
 from xgblora_lab.methods import XGBLoRA
+from xgblora_lab.racing.processes import workers
 from xgblora_lab.racing.race import FIELD, race
 from xgblora_lab.tasks.models import load, load_model
 
 BATCH = 8
+LONGER = 5  # times the steps, where wall time counts: processes take seconds to start
 
 
 @cache
@@ -55,27 +61,50 @@ def padding(quick: bool) -> Iterator[Row]:
 
 
 def whole_race(quick: bool) -> Iterator[Row]:
-    """All runs of a small race, one after the other in this process, in processor time."""
+    """All runs of a small race: in processor time, one after the other in this process; then longer ones in
+    wall time, ours in as many processes as the command line takes, theirs in as many threads as torch takes.
+    """
     from benchmarks.plain_race import plain_race
 
     methods, rates, seeds, steps, kappa, limit, times = (
         (("lora:r=1",), (3e-3,), 1, 1, 1, 4, 1) if quick else (FIELD, (1e-3, 1e-2), 2, 20, 10, 100, 2)
     )
     task = pydocs(quick)
+    options = {"lrs": rates, "seeds": seeds, "batch_size": BATCH, "limit": limit, "progress": False}
 
-    def ours() -> None:
-        options = {"steps": steps, "steps_per_round": kappa, "batch_size": BATCH, "limit": limit}
-        race(load_model("lab", task), task, methods, lrs=rates, seeds=seeds, progress=False, **options)
+    def ours(length: int, executor: Executor | None = None) -> None:
+        plan = options | {"steps": length * steps, "steps_per_round": length * kappa}
+        race(load_model("lab", task), task, methods, executor=executor, **plan)
 
-    def theirs() -> None:
-        plain_race(task, methods, rates, seeds, steps, kappa, limit)
+    def theirs(length: int) -> None:
+        plain_race(task, methods, rates, seeds, length * steps, length * kappa, limit)
 
-    found = interleaved({"ours": ours, "theirs": theirs}, times, warmup=0)
+    def ours_in_processes() -> None:
+        with workers(None) as executor:
+            ours(LONGER, executor)
+
+    def theirs_in_threads() -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        theirs(LONGER)
+        torch.set_num_threads(1)
+
+    found = interleaved({"ours": lambda: ours(1), "theirs": lambda: theirs(1)}, times, warmup=0)
     runs = len(methods) * (len(rates) + seeds - 1)
+    what = f"a race of {runs} runs of {{}} steps on pydocs, in {{}} time"
+    rival = "the same methods, rates, seeds and steps by PEFT and Trainer"
     yield compared(
-        f"a race of {runs} runs of {steps} steps on pydocs, in processor time",
-        "the same methods, rates, seeds and steps by PEFT and Trainer",
+        what.format(steps, "processor"),
+        rival,
         quotients(found["ours"], found["theirs"]),
         0.5,
+        counted=False,
         detail={name: round(statistics.median(spent), 1) for name, spent in found.items()},
+    )
+    waited = {}
+    for name, work in {"ours": ours_in_processes, "theirs": theirs_in_threads}.items():
+        began = time.perf_counter()
+        work()
+        waited[name] = round(time.perf_counter() - began, 1)
+    yield Row(
+        what.format(LONGER * steps, "wall"), rival, waited["ours"] / waited["theirs"], 0.5, detail=waited
     )

@@ -5,6 +5,7 @@ Screenshots go to `artifacts/`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -18,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import nbformat
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
+NEWS = Path("@jupyterlab", "apputils-extension", "notification.jupyterlab-settings")
 PATIENCE = 90_000  # milliseconds: the machine may be busy
 
 STEPPER = """\
@@ -90,9 +92,16 @@ CURRENT = """
 """
 
 
+class Lab(NamedTuple):
+    """A JupyterLab: its address, with NAME for a notebook's, and since when it answers."""
+
+    address: str
+    since: float
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab on two notebooks, with a `?token=…` to append; its own settings."""
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """What `xgblora-lab open` serves: the first lesson and two notebooks beside it; its own settings."""
     pytest.importorskip("jupyterlab")
     home = tmp_path_factory.mktemp("lab")
     notes = home / "notes"
@@ -102,29 +111,32 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), notes / f"{name}.ipynb")
     shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", notes / "first.ipynb")
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    own += ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    environment = os.environ | {name: str(home / name.lower()) for name in own}
+    paths = [str(ROOT / "tests" / "offline"), str(ROOT / "tests"), str(ROOT)]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    token = secrets.token_hex(16)
+    config = {"IdentityProvider": {"token": token}, "LabApp": {"expose_app_in_browser": True}}
+    news = {"fetchNews": "false", "checkForUpdates": False}
+    for path, chosen in (
+        (home / "jupyter_config_dir" / "jupyter_lab_config.json", config),
+        (home / "jupyterlab_settings_dir" / NEWS, news),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(chosen))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-        "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={notes}", f"--LabApp.user_settings_dir={home / 'settings'}",
-        f"--LabApp.workspaces_dir={home / 'workspaces'}", "--LabApp.expose_app_in_browser=True",
-    ]  # fmt: skip
-    paths = [str(ROOT / "tests" / "offline"), str(ROOT / "tests"), str(ROOT)]
-    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    environment = os.environ | {name: str(home / name.lower()) for name in own}
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, "-m", "xgblora_lab.cli", "open", str(notes / "first.ipynb")]
     log = (home / "log").open("wb")
-    server = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log)
+    server = subprocess.Popen(
+        [*command, "--no-browser", f"--port={port}"], cwd=home, env=environment, stdout=log, stderr=log
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{address}/api/status?token={token}", server, home / "log")
-        yield f"{address}/lab/tree/NAME?token={token}"
+        yield Lab(f"{address}/lab/tree/NAME?token={token}", time.perf_counter())
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -202,10 +214,10 @@ def drawn(page: Any, count: int) -> list[float]:
     return found
 
 
-def test_the_first_cell_moves_under_one_click(page: Any, lab: str) -> None:
+def test_the_first_cell_moves_under_one_click(page: Any, lab: Lab) -> None:
     page.set_viewport_size({"width": 1280, "height": 720})
-    began = time.perf_counter()
-    page.goto(lab.replace("NAME", "first.ipynb") + "&reset")
+    began = lab.since
+    page.goto(lab.address.replace("NAME", "first.ipynb") + "&reset")
     page.locator(".jp-Notebook .jp-CodeCell").filter(has_text="first_look()").first.click()
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     kernel = time.perf_counter()
@@ -255,8 +267,8 @@ def test_the_first_cell_moves_under_one_click(page: Any, lab: str) -> None:
     assert "run this cell again" in asleep.inner_text()
 
 
-def test_the_stepper_in_jupyterlab(page: Any, lab: str) -> None:
-    run_all(page, lab, "stepper")
+def test_the_stepper_in_jupyterlab(page: Any, lab: Lab) -> None:
+    run_all(page, lab.address, "stepper")
     step = page.get_by_role("button", name="Next round")
     status = page.get_by_role("status").filter(has_text=re.compile("base model|Round|The model"))
     status.filter(has_text="no round yet").wait_for()
@@ -337,8 +349,8 @@ def test_the_stepper_in_jupyterlab(page: Any, lab: str) -> None:
     drawn(page, 2)
 
 
-def test_the_explorer_and_the_race_in_jupyterlab(page: Any, lab: str) -> None:
-    run_all(page, lab, "views")
+def test_the_explorer_and_the_race_in_jupyterlab(page: Any, lab: Lab) -> None:
+    run_all(page, lab.address, "views")
     status = page.get_by_role("status").filter(has_text=re.compile("After round|learning rate|method"))
     explorer, race = status.first, status.last
     race.filter(has_text="3 methods against optimizer steps").wait_for()

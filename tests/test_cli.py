@@ -110,7 +110,7 @@ def test_every_example_of_the_help_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("xgblora_lab.course.pack.board", synthetic.small_board)
     monkeypatch.chdir(tmp_path)
     opened: list[Path] = []
-    monkeypatch.setattr(cli, "_jupyterlab", lambda path, *rest: opened.append(path))
+    monkeypatch.setattr("xgblora_lab.course.serve.jupyterlab", lambda path, *rest: opened.append(path))
     for command in COMMANDS:
         text = typer.main.get_command(cli.app).commands[command].help  # type: ignore[attr-defined]
         (example,) = re.findall(r"^Example: xgblora-lab (.+)$", text, flags=re.MULTILINE)

@@ -95,7 +95,7 @@ def open_(
     if headless:
         _execute(path, {"profile": "ci"}, Path("runs") / path.name, html=True, timeout=600)
     else:
-        _jupyterlab(path, port, no_browser)
+        serve.jupyterlab(path, port, no_browser)
 
 
 @app.command()
@@ -265,24 +265,6 @@ def _execute(
     page = out.with_suffix(".html") if html else None
     result = run_notebook(path, values, output=out, html=page, timeout=timeout, warnings=warnings)
     typer.echo(f"{path.name} ran in {result.seconds:.0f} s: {out}" + (f" and {page}" if page else ""))
-
-
-def _jupyterlab(path: Path, port: int, no_browser: bool) -> None:
-    from jupyterlab.labapp import LabApp
-
-    root = path.resolve().parent
-    arguments = [
-        str(root),
-        "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.port={port}",
-        f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{path.name}",
-    ]
-    if no_browser:
-        arguments.append("--no-browser")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        arguments.append("--allow-root")  # a container: the server is on the loopback, behind its token
-    LabApp.launch_instance(argv=arguments)
 
 
 def _assignment(text: str) -> tuple[str, str]:
