@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from benchmarks.encoder import MINILM, TINY, bench_of
-from benchmarks.measure import Row, compared, timed
+from benchmarks.measure import Row, compared, interleaved, quotients, timed
 from xgblora_lab import spectra
+from xgblora_lab.bench.bench import Bench
 from xgblora_lab.bench.checkpoint import Checkpoint
 from xgblora_lab.methods import XGBLoRA
 from xgblora_lab.store import LOG
@@ -106,24 +108,41 @@ def going_back(quick: bool) -> Iterator[Row]:
 
 
 def growth(quick: bool) -> Iterator[Row]:
-    """Whether round 10,000 costs what round 10 does: time, bytes written and bytes kept."""
+    """Whether round 10,000 costs what round 10 does: time, bytes written and bytes kept.
+
+    Both are timed in turn, on two benches, so that a slower minute of the machine falls on both.
+    """
     few, many, window = (5, 30, 5) if quick else (10, 10_000, 60)
     with TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        bench = bench_of(XGBLoRA(selection="all", steps_per_round=1), TINY, hooks=[Checkpoint(run)])
-        rounds = bench.rounds(many + window)
-        spent = [timed(partial(next, rounds)) for _ in range(many + window)]
-        rounds.close()
+
+        def rounds_of(path: Path) -> tuple[Bench, Iterator[Any]]:
+            hooks = [Checkpoint(path)]
+            bench = bench_of(XGBLoRA(selection="all", steps_per_round=1), TINY, hooks=hooks)
+            return bench, bench.rounds(many + window)
+
+        bench, late = rounds_of(run)
+        for _ in range(many):
+            next(late)
+        _, early = rounds_of(Path(folder) / "other")
+        for _ in range(few):
+            next(early)
+        works = {"late": partial(next, late), "early": partial(next, early)}
+        spent = interleaved(works, window, warmup=0)
+        late.close()  # type: ignore[attr-defined]
+        early.close()  # type: ignore[attr-defined]
         lines = (run / LOG).read_text().splitlines()[1:]
         files = [[run / name for name in json.loads(line)["files"].values()] for line in lines]
         written = [
             len(line) + sum(path.stat().st_size for path in paths)
             for line, paths in zip(lines, files, strict=True)
         ]
-    for what, costs in (("time of a round, saved at its end,", spent), ("bytes that it writes", written)):
-        early = statistics.median(costs[few : few + window])
-        found = [cost / early for cost in costs[many:]]
-        yield compared(f"{what} after {many:,} rounds", f"after {few}", found, 1.05)
+    against = f"after {few}"
+    what = f"time of a round, saved at its end, after {many:,} rounds"
+    yield compared(what, against, quotients(spent["late"], spent["early"]), 1.05)
+    usual = statistics.median(written[few : few + window])
+    found = [size / usual for size in written[many:]]
+    yield compared(f"bytes that it writes after {many:,} rounds", against, found, 1.05)
     kept = sum(t.nbytes for i in range(many) for t in bench.ensemble.tensors(i).values())
     one = 4 * sum(sum(shape) for shape in bench.ensemble.shapes.values())  # rank 1 in float32
     what = f"bytes of the ensemble after {many:,} rounds"

@@ -80,7 +80,7 @@ def whole_race(quick: bool) -> Iterator[Row]:
         plain_race(task, methods, rates, seeds, length * steps, length * kappa, limit)
 
     def ours_in_processes() -> None:
-        with workers(None) as executor:
+        with workers(1 if quick else None) as executor:
             ours(LONGER, executor)
 
     def theirs_in_threads() -> None:
