@@ -572,6 +572,8 @@ say(
 
 # %%
 boosting = runs["XGBLoRA, rank 1"][0]
+if len(boosting) == 1:
+    say("Boosting's best trial was one long round: one booster for each module, so every rank is 1 here.")
 figures.ranks(boosting)
 
 # %%

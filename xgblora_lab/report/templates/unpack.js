@@ -26,6 +26,7 @@ function follow(plot, show) {
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const night = {"rgb(36,36,36)": "#e8e6e3", "rgb(232,232,232)": "#3c4046", "#222222": "#e8e6e3", "#dddddd": "#3c4046", "#ffffff": "#16181c",
   "#666666": "#aaa7a2", "#6e6e6e": "#aaa7a2", "#777777": "#aaa7a2",
+  "#c9c9c9": "#4a4a4a", "#bbbbbb": "#5c5c5c", "#a3a3a3": "#6f6f6f", "#7d7d7d": "#8f8f8f", "#555555": "#b4b4b4",
   "white": "#16181c", "#000000": "#f2f2f2", "black": "#f2f2f2", "#0072b2": "#4aa3df",
   "rgba(255,255,255,0.9)": "rgba(22,24,28,0.9)", "rgba(0,0,0,0.16)": "rgba(255,255,255,0.16)",
   "rgba(0,114,178,0.16)": "rgba(74,163,223,0.16)"};
