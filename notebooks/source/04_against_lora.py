@@ -658,8 +658,8 @@ check.number(
 # - **SST-2**: a model of 22.7 million weights learns whether a sentence is friendly; both sides have rank 1.
 #   The score is accuracy.
 #
-# On the books at rank 1 and on the planted update boosting runs twice: with all of its knobs tuned, and merged
-# at a plateau with its learning rate alone tuned.
+# On the books at rank 1 and on the planted update boosting runs twice: with all of its knobs tuned, and
+# merged at a plateau with its learning rate alone tuned.
 #
 # **Question.** In which of these is boosting ahead, at equal peak? Where will it not be told from LoRA?
 
