@@ -658,8 +658,8 @@ check.number(
 # - **SST-2**: a model of 22.7 million weights learns whether a sentence is friendly; both sides have rank 1.
 #   The score is accuracy.
 #
-# On the books at rank 1 and on the planted update boosting runs twice: with all of its knobs tuned, and
-# merged at a plateau with its learning rate alone tuned.
+# At rank 1 boosting runs twice: with all of its knobs tuned, and merged at a plateau with its learning rate
+# alone tuned.
 #
 # **Question.** In which of these is boosting ahead, at equal peak? Where will it not be told from LoRA?
 
@@ -679,8 +679,8 @@ for verdict, who in sides.items():
 
 # %% [markdown]
 # So at equal peak boosting wins at rank 1 on the books, in both ways, and on the planted update where its
-# knobs are tuned. At rank 8 on the same books it brings nothing in 1,000 steps. On SST-2 it cannot be told
-# from LoRA, nor merged at a plateau on the planted update. No reason to expect a gain everywhere.
+# knobs are tuned. At rank 8 on the same books it brings nothing in 1,000 steps. On SST-2 neither way can be
+# told from LoRA, nor merged at a plateau on the planted update. No reason to expect a gain everywhere.
 #
 # What do more steps bring? In 4,000 of them LoRA of rank 1 hardly moves any more, and boosting does.
 
