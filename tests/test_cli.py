@@ -398,6 +398,11 @@ def test_open_starts_jupyterlab_on_the_notebook(tmp_path: Path, monkeypatch: pyt
         served = json.loads(fetch(address))
         assert served["type"] == "notebook"
         assert "A test notebook" in json.dumps(served["content"])
+        sessions: list[Any] = []  # its kernel starts without a browser that asks for it
+        while not sessions and server.poll() is None:
+            time.sleep(0.2)
+            sessions = json.loads(fetch(f"http://127.0.0.1:{port}/api/sessions?token={token}"))
+        assert [session["path"] for session in sessions] == ["01_first.ipynb"]
     finally:
         watchdog.cancel()
         server.send_signal(signal.SIGTERM)
