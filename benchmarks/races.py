@@ -44,7 +44,7 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
     """Name → the arguments of `race`; `data`: where models and data lie that are not in this repository."""
     stories, books = data / "models" / "TinyStories-656K", data / "data" / "books" / "valid.txt"
     common = {"schedule": "trapezoid", "trials": 6, "seeds": 5}
-    planted = {**common, "data": "planted", "batch_size": 8, "limit": 256}
+    planted = {**common, "data": "planted", "batch_size": 8, "limit": 256, "steps": 480}
     capacity = {
         **common,
         "model": stories,
@@ -68,15 +68,14 @@ def races(data: Path) -> dict[str, dict[str, Any]]:
         XGBLoRA(lr=1.68702e-2, schedule="trapezoid", round_warmup=5, steps_per_round=100),
         LoRA(rank=8, lr=9.42488e-3, schedule="trapezoid"),
     ]
-    fields = field(lora1=3e-3, xgblora1=3e-3, lora8=3e-3, full=3e-4)
+    sst2 = data / "data" / "sst2_sent"
+    ones, larger = {"lora1": 3e-3, "xgblora1": 3e-3}, {"lora8": 3e-3, "full": 3e-4}
     return {
-        "sst2": {**real, "data": data / "data" / "sst2_sent", "methods": fields},
-        "trec": {**real, "data": data / "data" / "trec", "methods": fields},
-        "planted": {
-            **planted,
-            "methods": field(lora1=1e-2, xgblora1=5.6e-3, lora8=1e-2, full=1e-3),
-            "steps": 480,
-        },
+        "sst2": {**real, "data": sst2, "methods": field(**ones)},
+        "sst2_larger": {**real, "data": sst2, "methods": field(**larger)},
+        "trec": {**real, "data": data / "data" / "trec", "methods": field(**ones)},
+        "planted": {**planted, "methods": field(lora1=1e-2, xgblora1=5.6e-3)},
+        "planted_larger": {**planted, "methods": field(lora8=1e-2, full=1e-3)},
         "capacity": {**capacity, "methods": field(lora1=3e-2, xgblora1=3e-2)},
         "capacity8": {**capacity, "methods": field(lora8=5.3e-3, xgblora8=9.5e-3)},
         "capacity4000": {**capacity, "methods": longer, "steps": 4000, "trials": 1, "seeds": 3},

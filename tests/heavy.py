@@ -3,6 +3,7 @@
 import gc
 from importlib import import_module
 
+gc.disable()  # nothing of this is garbage
 for name in (
     "accelerate.state",
     "datasets",
@@ -22,4 +23,5 @@ for name in (
     "xgblora_lab.widgets",
 ):
     import_module(name)
+gc.enable()
 gc.freeze()  # the forks share these objects, and no collection of theirs touches them

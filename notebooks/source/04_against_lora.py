@@ -657,6 +657,7 @@ check.number(
 # - **planted update**: an update of rank 16 in the lab model; both sides have rank 1.
 # - **SST-2**: a model of 22.7 million weights learns whether a sentence is friendly; both sides have rank 1.
 #   The score is accuracy.
+# - The last two once more, with full fine-tuning against LoRA of rank 8: what could be won there at all?
 #
 # At rank 1 boosting runs twice: with all of its knobs tuned, and merged at a plateau with its learning rate
 # alone tuned.

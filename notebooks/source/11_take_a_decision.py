@@ -430,7 +430,7 @@ check.array(
 #
 # These are the project's own races: equal steps, equal peak, the same number of trials, five seeds. The
 # numbers are quoted from `benchmarks/README.md`, where the commands stand beside them (`python -m
-# benchmarks.races capacity`, `capacity8`, `planted --first 3`). Scores are medians over the seeds. The
+# benchmarks.races capacity`, `capacity8`, `planted`). Scores are medians over the seeds. The
 # difference is the mean of the five paired ones, so it need not be the difference of the medians. The total
 # counts every booster: with 20 rounds it is 20 times that of LoRA.
 #
