@@ -23,7 +23,7 @@ from xgblora_lab.racing.race import FIELD, race
 from xgblora_lab.tasks.models import load, load_model
 
 BATCH = 8
-LONGER = 10  # times the steps, where wall time counts: a default race has 200, and processes take seconds to start
+LONGER = 10  # times the steps, where wall time counts: those of a default race; processes take time to start
 
 
 @cache
