@@ -536,8 +536,8 @@ say(
 # in the file too.
 #
 # More weights are not always better. On SST-2 full fine-tuning is ahead of LoRA of rank 8. On the planted
-# update it is far behind: the answer has rank 16 in a few weights, and full fine-tuning moves all of them.
-# Even boosting of rank 1 ends below it there.
+# update it is far behind, and even boosting of rank 1 ends below it. The answer there has rank 16 in a few
+# weights, and full fine-tuning moves all of them; whether that is why, no race here says.
 
 # %%
 ended = pd.DataFrame(computed["planted"].trials).query("method == 'XGBLoRA, rank 1'")
@@ -591,11 +591,9 @@ assert 0.25 < way < 0.4  # about a third
 assert full < high - 0.4 < high < boosted < low  # nothing of low rank comes near full fine-tuning
 assert abs(at_8.mean) < 0.001 < 0.1 < -at_1.mean
 assert (at_8.high - at_8.low) / 2 < 0.01
-whole = {
-    name: computed[f"{name}_larger"].differences()["full fine-tuning"].verdict(name == "sst2")
-    for name in ("planted", "sst2")
-}
-assert whole == {"planted": "behind", "sst2": "ahead"}
+for name, verdict in {"planted_larger": "behind", "sst2_larger": "ahead"}.items():
+    gap = computed[name].differences("LoRA, rank 8")["full fine-tuning"]
+    assert gap.verdict(computed[name].greater_is_better) == verdict
 pairs = zip(
     computed["planted"].scores["XGBLoRA, rank 1"],
     computed["planted_larger"].scores["full fine-tuning"],
